@@ -64,9 +64,7 @@ ERRORS: dict[ErrorCode, ErrorText] = {
     ErrorCode.TOKEN_EXPIRED: ErrorText(
         True, "The sign-in has run out; fetch a new token.", "A sessão expirou; obtenha um novo token."
     ),
-    ErrorCode.FORBIDDEN: ErrorText(
-        False, "You may not do this here.", "Não tem permissão para fazer isto aqui."
-    ),
+    ErrorCode.FORBIDDEN: ErrorText(False, "You may not do this here.", "Não tem permissão para fazer isto aqui."),
     ErrorCode.PATIENT_UNKNOWN: ErrorText(
         False, "No such patient in this department's list.", "Não há este doente na lista deste serviço."
     ),

@@ -1,0 +1,1 @@
+"""The server: what a doctor asks, answered; what happens, carried to every phone that must know."""

@@ -1,0 +1,69 @@
+"""Every metric of chatd, declared once; ``/metrics`` serves them, docs/metrics.md explains them.
+
+Labels hold codes from closed tables and never an id, a name or text.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry(auto_describe=True)
+
+#: Bounds around the goals: 20 ms for accepted, 50 ms for facts.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+CONNECTIONS = Gauge("chatd_connections", "Open WebSockets by channel.", ["channel"], registry=REGISTRY)
+HANDSHAKES = Counter(
+    "chatd_handshakes_total",
+    "WebSocket handshakes by outcome (opened or the close code).",
+    ["outcome"],
+    registry=REGISTRY,
+)
+CLOSES = Counter("chatd_closes_total", "Connections closed by the server, by close code.", ["code"], registry=REGISTRY)
+FRAMES_IN = Counter("chatd_frames_received_total", "Frames received, by type.", ["type"], registry=REGISTRY)
+FRAMES_OUT = Counter("chatd_frames_sent_total", "Frames sent, by type.", ["type"], registry=REGISTRY)
+ERRORS = Counter("chatd_errors_total", "Error frames sent, by code.", ["code"], registry=REGISTRY)
+QUESTIONS = Counter("chatd_questions_total", "Questions finished, by status.", ["status"], registry=REGISTRY)
+ACCEPT_SECONDS = Histogram(
+    "chatd_accept_seconds",
+    "From a user_message received to accepted handed to the socket.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+FACTS_SECONDS = Histogram(
+    "chatd_facts_seconds",
+    "From a user_message received to facts in the session log.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+ANSWER_SECONDS = Histogram(
+    "chatd_answer_seconds",
+    "From a user_message received to its ai_response in the session log.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+RUNS_ADOPTED = Counter(
+    "chatd_runs_adopted_total", "Questions taken over from a gateway that stopped.", registry=REGISTRY
+)
+RUNS_OPEN = Gauge("chatd_runs_open", "Questions this node is answering.", registry=REGISTRY)
+SLOW_CONSUMERS = Counter(
+    "chatd_slow_consumers_total", "Connections closed because their outbox was full.", registry=REGISTRY
+)
+OUTBOX_BYTES = Gauge("chatd_outbox_bytes", "Bytes waiting in all outboxes.", registry=REGISTRY)
+REDIS_ERRORS = Counter("chatd_redis_errors_total", "Redis calls that failed or timed out.", registry=REGISTRY)
+LEDGER_ERRORS = Counter("chatd_ledger_errors_total", "Ledger calls that failed or timed out.", registry=REGISTRY)
+CONTEXT_LOADED = Gauge(
+    "chatd_context_loaded",
+    "1 when the layers are in Redis, 0 while they are loaded again.",
+    registry=REGISTRY,
+)
+CONTEXT_RELOADS = Counter(
+    "chatd_context_reloads_total", "Times the layers were loaded from their sources.", registry=REGISTRY
+)
+ACTIONS = Counter("chatd_actions_total", "Steps of quick actions, by resulting status.", ["status"], registry=REGISTRY)
+FEEDBACK = Counter("chatd_feedback_total", "Feedback on answers.", ["useful"], registry=REGISTRY)
+LOG_LINES_DROPPED = Counter(
+    "chatd_log_lines_dropped_total",
+    "Log lines dropped because the log's reader was too slow.",
+    registry=REGISTRY,
+)

@@ -1,0 +1,166 @@
+"""All of chatd's settings: one frozen Struct, each read from ``CHATD_<NAME>``, contradictions refused at start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+Engine = Literal["none", "scripted", "mlx", "vllm"]
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, malformed or contradicts another; the text names it."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of one node. Field names are the environment's names in lower case without ``CHATD_``."""
+
+    #: Keys, the feed registry, the SQLite ledger and the run file of ``chatd up`` live here, mode 0700.
+    data_dir: str = ".chatd"
+    host: str = "127.0.0.1"
+    port: int = 8080
+    #: Empty: join the private Redis of the ``chatd up`` on ``data_dir``.
+    redis_url: str = ""
+    #: Empty: SQLite in ``data_dir``. PostgreSQL by ``postgresql://``.
+    ledger_url: str = ""
+    engine: Engine = "none"
+    #: Loads the demo hospital and serves its sign-in. Never on a real installation.
+    demo: bool = False
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    # --- keys and tokens ---
+    #: Key ring as text ("id:base64" per line) or, better, a file of it; empty: ``data_dir``/keys/seal.keys.
+    seal_keys: str = ""
+    seal_key_file: str = ""
+    #: HS256 demo key, used only when neither a public key file nor a JWKS file is set.
+    jwt_key_file: str = ""
+    jwt_public_key_file: str = ""
+    jwt_jwks_file: str = ""
+    jwt_issuer: str = "chatd"
+    jwt_audience: str = "chatd"
+    #: A doctor's shift; a token that lives longer is refused.
+    jwt_max_ttl_s: int = 43_200
+
+    # --- limits ---
+    messages_per_minute: int = 10
+    max_connections: int = 200
+    #: The wire's own limit; the server closes with 1009 above it.
+    max_frame_bytes: int = 65_536
+    max_content_chars: int = 4_000
+    #: What one phone may leave unread before it is closed with 4002 and resumes.
+    outbox_bytes: int = 1_048_576
+    #: Strikes of undecodable frames before close 4507.
+    max_strikes: int = 5
+
+    # --- times ---
+    hello_timeout_s: float = 5.0
+    #: A half-open socket is noticed within interval + timeout.
+    ping_interval_s: float = 10.0
+    ping_timeout_s: float = 10.0
+    session_timeout_s: float = 1_800.0
+    #: How long a question's run belongs to a gateway that has stopped renewing; the next one then adopts it.
+    run_lease_s: float = 3.0
+    #: Lost doorbells and lapsed runs are looked for this often.
+    sweep_interval_s: float = 1.0
+    #: No single Redis or ledger wait is longer.
+    redis_timeout_s: float = 2.0
+    ledger_timeout_s: float = 2.0
+    #: Closing is spread over this, so that phones do not all come back in one instant.
+    drain_spread_s: float = 2.0
+    #: How long a draining node waits for running answers.
+    drain_timeout_s: float = 8.0
+    #: An unconfirmed proposal of a quick action lives this long.
+    action_ttl_s: float = 900.0
+
+    # --- bounds ---
+    #: Durable frames kept per session; an older resume position gets ``too_far`` and a snapshot.
+    session_log_events: int = 512
+    #: Prompt budget for ``chatd context show`` and, later, the model.
+    prompt_budget_tokens: int = 6_000
+    redis_max_connections: int = 64
+
+    #: Tests only: kill the process with SIGKILL when it reaches this step for the n-th time ("accept:1").
+    fault_kill_at: str = ""
+
+    def __post_init__(self) -> None:
+        positive = (
+            "messages_per_minute",
+            "max_connections",
+            "max_frame_bytes",
+            "max_content_chars",
+            "outbox_bytes",
+            "max_strikes",
+            "hello_timeout_s",
+            "ping_interval_s",
+            "ping_timeout_s",
+            "session_timeout_s",
+            "run_lease_s",
+            "sweep_interval_s",
+            "redis_timeout_s",
+            "ledger_timeout_s",
+            "action_ttl_s",
+            "session_log_events",
+            "prompt_budget_tokens",
+            "redis_max_connections",
+            "jwt_max_ttl_s",
+        )
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise SettingsError(f"CHATD_{name.upper()} must be above 0")
+        for name in ("drain_spread_s", "drain_timeout_s"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"CHATD_{name.upper()} must not be negative")
+        if not 0 <= self.port <= 65_535:
+            raise SettingsError("CHATD_PORT must be between 0 and 65535")
+        if self.outbox_bytes < 2 * self.max_frame_bytes:
+            raise SettingsError("CHATD_OUTBOX_BYTES must hold at least two frames of CHATD_MAX_FRAME_BYTES")
+        if self.demo and (self.jwt_public_key_file or self.jwt_jwks_file):
+            raise SettingsError("CHATD_DEMO signs people in without a password; it excludes a real identity provider")
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir).expanduser().absolute()
+
+    @property
+    def model_configured(self) -> bool:
+        return self.engine != "none"
+
+
+def _settings_in(environ: Mapping[str, str]) -> dict[str, str]:
+    # CHATD_TEST_* and CHATD_CHROMIUM belong to the test suite.
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith("CHATD_") and not name.startswith("CHATD_TEST_") and name != "CHATD_CHROMIUM"
+    }
+
+
+def unknown_names(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """``CHATD_`` names that are no setting: a misspelt limit must be said aloud and not silently ignored."""
+    known = {f"CHATD_{name.upper()}" for name in Settings.__struct_fields__}
+    return tuple(sorted(_settings_in(environ).keys() - known))
+
+
+def from_environment(environ: Mapping[str, str], **overrides: object) -> Settings:
+    """Settings from ``CHATD_<NAME>``, then ``overrides`` that are not None.
+
+    Raises:
+        SettingsError: a value that is not of its type, or a contradiction; the text names the setting and
+            never its value (it may be a key).
+    """
+    known = {f"CHATD_{name.upper()}": name for name in Settings.__struct_fields__}
+    values: dict[str, object] = {
+        known[variable]: value for variable, value in _settings_in(environ).items() if variable in known
+    }
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    settings: dict[str, object] = {}
+    hints = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    for name, value in values.items():
+        try:
+            settings[name] = msgspec.convert(value, hints[name], strict=False)
+        except msgspec.ValidationError:
+            raise SettingsError(f"CHATD_{name.upper()} has a value of the wrong form") from None
+    return Settings(**settings)  # type: ignore[arg-type]
