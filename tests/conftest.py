@@ -1,0 +1,52 @@
+"""What all tests share: a real Redis, emptied before each test, and the repository's root on the import path."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+
+ROOT = Path(__file__).resolve().parent.parent
+# The tests import their helpers as ``tests.<name>``; the installed package holds the product alone.
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from tests.redis_server import RedisServer  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One Redis for the whole run; tests that kill or freeze it take ``own_redis_server`` instead."""
+    server = RedisServer()
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[redis.asyncio.Redis]:
+    """An asyncio client on an empty Redis; it answers in bytes."""
+    redis_server.flush()
+    client = redis_server.client()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def own_redis_server() -> Iterator[RedisServer]:
+    """A running Redis of this test's own, to kill, freeze, restart and empty."""
+    server = RedisServer()
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+async def own_redis(own_redis_server: RedisServer) -> AsyncIterator[redis.asyncio.Redis]:
+    """An asyncio client on ``own_redis_server``; it answers in bytes."""
+    client = own_redis_server.client()
+    yield client
+    await client.aclose()
