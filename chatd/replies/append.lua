@@ -1,0 +1,37 @@
+-- Append one durable event to the session's log, once.
+-- KEYS: session hash, log stream, open responses, proposals hash.
+-- ARGV: epoch, event id, sealed event, owner ('' when no run), response_id, 1 when it ends the run,
+--       most events kept, ttl_ms, doorbell channel, session key, sealed active patient ('' keeps, '-' clears),
+--       then pairs of proposal id and sealed proposal.
+-- Returns: {'lost'} | {'fenced'} | {'again', seq} | {'appended', seq}.
+local session, log, open, proposals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+if redis.call('HGET', session, 'epoch') ~= ARGV[1] then
+  return {'lost'}
+end
+local again = redis.call('HGET', session, 'o:' .. ARGV[2])
+if again then
+  return {'again', tonumber(again)}
+end
+if ARGV[4] ~= '' and redis.call('HGET', session, 'w:' .. ARGV[5]) ~= ARGV[4] then
+  return {'fenced'}
+end
+local seq = redis.call('HINCRBY', session, 'seq', 1)
+redis.call('XADD', log, 'MAXLEN', ARGV[7], seq .. '-0', 'k', ARGV[2], 'e', ARGV[3])
+redis.call('HSET', session, 'o:' .. ARGV[2], seq)
+if ARGV[6] == '1' then
+  redis.call('HDEL', session, 'q:' .. ARGV[5], 'w:' .. ARGV[5], 'u:' .. ARGV[5])
+  redis.call('SREM', open, ARGV[5])
+end
+if ARGV[11] == '-' then
+  redis.call('HDEL', session, 'patient')
+elseif ARGV[11] ~= '' then
+  redis.call('HSET', session, 'patient', ARGV[11])
+end
+for i = 12, #ARGV, 2 do
+  redis.call('HSET', proposals, ARGV[i], ARGV[i + 1])
+end
+for _, key in ipairs({session, log, open, proposals}) do
+  redis.call('PEXPIRE', key, ARGV[8])
+end
+redis.call('PUBLISH', ARGV[9], ARGV[10])
+return {'appended', seq}

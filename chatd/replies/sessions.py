@@ -1,0 +1,388 @@
+"""The session log: what a session has been told and what it still waits for, in Redis, sealed, for 30 minutes.
+
+Four keys a session, all under the user's hash tag so that each script touches one slot of a cluster:
+the session hash (epoch, last seq, accepted ids, leased runs, sequence number of each event), the log (a stream
+whose entry ids are the sequence numbers), the open responses, and the proposals of quick actions.
+Each script is atomic and may be sent twice: that makes a resend and a take-over the same as doing it once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from importlib import resources
+from typing import Any, cast
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from chatd import metrics
+from context.seal import Sealer
+from protocols.errors import ChatdError
+
+#: One channel for all sessions: a gateway ignores the keys it has no phone for. 66 rings a second for
+#: 200 doctors at the highest rate is nothing beside a subscription per session.
+DOORBELL = "chatd:doorbell"
+RATE_WINDOW_MS = 60_000
+
+
+class SessionsUnavailable(ChatdError):
+    """Redis did not answer in time; nothing is known about whether the command took effect, so it may be resent."""
+
+
+class SessionLost(ChatdError):
+    """The session or its epoch is gone (Redis restarted, or 30 minutes passed): start again with a snapshot."""
+
+
+class Fenced(ChatdError):
+    """Another gateway has taken over this run; whoever gets this must stop working on it."""
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """A session as found or made: ``existed`` False means that this call made it."""
+
+    key: str
+    epoch: str
+    seq: int
+    existed: bool
+    patient_id: str | None
+
+
+class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
+    """``outcome``: accepted, duplicate, conflict (same id, other body) or limited."""
+
+    outcome: str
+    response_id: str = ""
+    remaining: int = 0
+    reset_ms: int = 0
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One durable frame of the log, encoded without its position."""
+
+    seq: int
+    event_id: str
+    frame: bytes
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """The session's last ``seq`` and the runs that this node has just taken over, as (response_id, request)."""
+
+    seq: int
+    adopted: tuple[tuple[str, bytes], ...]
+
+
+def session_key(user_id: str, department: str, session_id: str) -> str:
+    """The name of a session. ``|`` is not in the pattern of an id, so no two triples share a key; a session
+    belongs to one user in one department, and naming another's session id opens nothing of theirs."""
+    return f"{user_id}|{department}|{session_id}"
+
+
+class Sessions:
+    """The session log of all sessions; see the scripts beside this file.
+
+    Every method raises SessionsUnavailable when Redis fails; cancelling one is safe, the command may or may not
+    have taken effect and may be sent again.
+    """
+
+    def __init__(self, redis: Redis, sealer: Sealer, digest_key: bytes, *, ttl_ms: int, max_events: int) -> None:
+        self._redis = redis
+        self._sealer = sealer
+        self._digest_key = digest_key
+        self._ttl_ms = ttl_ms
+        self._max_events = max_events
+        self._scripts = {
+            name: redis.register_script(resources.files(__package__).joinpath(f"{name}.lua").read_text())
+            for name in ("open", "accept", "append", "keep")
+        }
+
+    @staticmethod
+    def _keys(key: str) -> list[str]:
+        user = key.split("|", 1)[0]
+        base = f"chatd:{{{user}}}:s:{key}"
+        return [base, f"{base}:log", f"{base}:open", f"{base}:proposals"]
+
+    @staticmethod
+    def _rate_key(user_id: str) -> str:
+        return f"chatd:{{{user_id}}}:rate"
+
+    async def _run(self, name: str, keys: list[str], args: Sequence[Any]) -> Any:
+        try:
+            return await self._scripts[name](keys=keys, args=args)
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise SessionsUnavailable from error
+
+    def digest(self, body: bytes) -> str:
+        """Keyed digest of a command's body: equal bodies, equal digests; a short question cannot be guessed from it."""
+        return hmac.new(self._digest_key, body, hashlib.sha256).hexdigest()[:32]
+
+    async def open(self, key: str) -> Opened:
+        """Find the session or make it with a new epoch; extends its life."""
+        epoch = f"e-{secrets.token_hex(6)}"
+        found = await self._run("open", self._keys(key)[:1], [epoch, self._ttl_ms])
+        sealed = found[3]
+        return Opened(
+            key=key,
+            epoch=found[0].decode(),
+            seq=int(found[1]),
+            existed=bool(found[2]),
+            patient_id=self._open_sealed(key, "patient", sealed).decode() if sealed else None,
+        )
+
+    def _seal(self, key: str, what: str, content: bytes) -> bytes:
+        return self._sealer.seal(content, aad=f"{key}|{what}".encode())
+
+    def _open_sealed(self, key: str, what: str, sealed: bytes) -> bytes:
+        return self._sealer.open(sealed, aad=f"{key}|{what}".encode())
+
+    async def accept(
+        self,
+        key: str,
+        epoch: str,
+        *,
+        user_id: str,
+        client_msg_id: str,
+        body: bytes,
+        response_id: str,
+        request: bytes,
+        owner: str,
+        now_ms: int,
+        lease_ms: int,
+        messages_per_minute: int,
+    ) -> Acceptance:
+        """Accept one question: once, however often it is sent; a duplicate costs nothing of the rate.
+
+        Args:
+            body: what must be equal in a resend; a known id with another body is a conflict.
+            request: what another gateway needs to answer it; sealed here.
+        Raises:
+            SessionLost: the epoch is not the session's any more.
+        """
+        keys = self._keys(key)
+        reply = await self._run(
+            "accept",
+            [keys[0], keys[2], self._rate_key(user_id)],
+            [
+                epoch,
+                client_msg_id,
+                self.digest(body),
+                response_id,
+                self._seal(key, f"q:{response_id}", request),
+                owner,
+                now_ms,
+                lease_ms,
+                self._ttl_ms,
+                messages_per_minute,
+                RATE_WINDOW_MS,
+            ],
+        )
+        outcome = reply[0].decode()
+        if outcome == "lost":
+            raise SessionLost
+        if outcome == "conflict":
+            return Acceptance(outcome=outcome)
+        if outcome == "limited":
+            return Acceptance(outcome=outcome, reset_ms=int(reply[1]))
+        return Acceptance(
+            outcome=outcome, response_id=reply[1].decode(), remaining=int(reply[2]), reset_ms=int(reply[3])
+        )
+
+    async def rate_remaining(self, user_id: str, *, now_ms: int, messages_per_minute: int) -> int:
+        """How many questions the user may still ask within this minute."""
+        try:
+            used = await self._redis.zcount(self._rate_key(user_id), f"({now_ms - RATE_WINDOW_MS}", "+inf")
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise SessionsUnavailable from error
+        return max(0, messages_per_minute - int(used))
+
+    async def append(
+        self,
+        key: str,
+        epoch: str,
+        event_id: str,
+        frame: bytes,
+        *,
+        response_id: str = "",
+        owner: str = "",
+        ends_run: bool = False,
+        patient_id: str | bool | None = False,
+        proposals: Iterable[tuple[str, bytes]] = (),
+    ) -> tuple[int, bool]:
+        """Append a durable frame (encoded without position) and ring the doorbell.
+
+        Args:
+            event_id: the idempotency key; the second append of the same id changes nothing.
+            owner: with ``response_id``, the node that must hold the run's lease.
+            patient_id: the session's active patient from now on; False leaves it.
+        Returns:
+            Its ``seq`` and whether this call appended it.
+        Raises:
+            SessionLost, Fenced.
+        """
+        patient = b""
+        if patient_id is not False:
+            patient = b"-" if patient_id is None else self._seal(key, "patient", str(patient_id).encode())
+        args: list[Any] = [
+            epoch,
+            event_id,
+            self._seal(key, event_id, frame),
+            owner,
+            response_id,
+            int(ends_run),
+            self._max_events,
+            self._ttl_ms,
+            DOORBELL,
+            key,
+            patient,
+        ]
+        for action_id, proposal in proposals:
+            args += [action_id, self._seal(key, f"p:{action_id}", proposal)]
+        reply = await self._run("append", self._keys(key), args)
+        outcome = reply[0].decode()
+        if outcome == "lost":
+            raise SessionLost
+        if outcome == "fenced":
+            raise Fenced
+        return int(reply[1]), outcome == "appended"
+
+    async def keep(
+        self, wanted: Sequence[tuple[str, str]], *, owner: str, now_ms: int, lease_ms: int
+    ) -> dict[str, Kept | None]:
+        """Keep the (key, epoch) sessions alive, renew this node's runs and take over lapsed ones: one round trip.
+
+        Returns:
+            By key: Kept, or None where the session or its epoch is lost.
+        """
+        script = self._scripts["keep"]
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for key, epoch in wanted:
+                    await script(keys=self._keys(key), args=[epoch, owner, now_ms, lease_ms, self._ttl_ms], client=pipe)
+                replies = await pipe.execute()
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise SessionsUnavailable from error
+        kept: dict[str, Kept | None] = {}
+        for (key, _), reply in zip(wanted, replies, strict=True):
+            if reply[0] == b"lost":
+                kept[key] = None
+                continue
+            pairs = [
+                (reply[i].decode(), self._open_sealed(key, f"q:{reply[i].decode()}", reply[i + 1]))
+                for i in range(2, len(reply), 2)
+                if reply[i + 1]
+            ]
+            kept[key] = Kept(seq=int(reply[1]), adopted=tuple(pairs))
+        return kept
+
+    async def read(self, key: str, after: int, *, limit: int | None = None) -> list[Event]:
+        """The events with ``seq`` above ``after``, oldest first. A gap at the front means that they were trimmed."""
+        try:
+            rows = await self._redis.xrange(self._keys(key)[1], f"{after + 1}-0", "+", count=limit)
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise SessionsUnavailable from error
+        events = []
+        for entry_id, fields in rows:
+            event_id = fields[b"k"].decode()
+            events.append(
+                Event(
+                    seq=int(entry_id.split(b"-")[0]),
+                    event_id=event_id,
+                    frame=self._open_sealed(key, event_id, fields[b"e"]),
+                )
+            )
+        return events
+
+    async def event(self, key: str, event_id: str) -> Event | None:
+        """One event by its id; None when it has not happened yet or was trimmed."""
+        try:
+            seq = await cast(Any, self._redis.hget(self._keys(key)[0], f"o:{event_id}"))
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise SessionsUnavailable from error
+        if seq is None:
+            return None
+        found = await self.read(key, int(seq) - 1, limit=1)
+        return found[0] if found and found[0].seq == int(seq) else None
+
+    async def first_seq(self, key: str) -> int:
+        """The oldest ``seq`` still in the log; 0 when the log is empty."""
+        try:
+            rows = await self._redis.xrange(self._keys(key)[1], "-", "+", count=1)
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise SessionsUnavailable from error
+        return int(rows[0][0].split(b"-")[0]) if rows else 0
+
+    async def response_of(self, key: str, client_msg_id: str) -> str | None:
+        """The ``response_id`` under which a client's message was accepted."""
+        try:
+            known = await cast(Any, self._redis.hget(self._keys(key)[0], f"i:{client_msg_id}"))
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise SessionsUnavailable from error
+        return known.decode().split(" ")[1] if known else None
+
+    async def open_requests(self, key: str) -> list[tuple[str, bytes]]:
+        """The questions still being answered, as (response_id, request)."""
+        keys = self._keys(key)
+        try:
+            ids = sorted(member.decode() for member in await cast(Any, self._redis.smembers(keys[2])))
+            sealed = await cast(Any, self._redis.hmget(keys[0], [f"q:{i}" for i in ids])) if ids else []
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise SessionsUnavailable from error
+        return [(i, self._open_sealed(key, f"q:{i}", s)) for i, s in zip(ids, sealed, strict=True) if s]
+
+    async def proposal(self, key: str, action_id: str) -> bytes | None:
+        """One proposal of a quick action, as it was appended."""
+        try:
+            sealed = await cast(Any, self._redis.hget(self._keys(key)[3], action_id))
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise SessionsUnavailable from error
+        return self._open_sealed(key, f"p:{action_id}", sealed) if sealed else None
+
+    async def proposals(self, key: str) -> list[bytes]:
+        """All proposals of the session."""
+        try:
+            rows = await cast(Any, self._redis.hgetall(self._keys(key)[3]))
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise SessionsUnavailable from error
+        return [self._open_sealed(key, f"p:{action_id.decode()}", sealed) for action_id, sealed in rows.items()]
+
+    async def shred(self, key: str) -> None:
+        """Remove everything of the session; twice does no harm."""
+        try:
+            await self._redis.delete(*self._keys(key))
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise SessionsUnavailable from error
+
+
+def response_id_of(key: str, epoch: str, client_msg_id: str) -> str:
+    """The response id of a question: the same for every resend within the session's epoch."""
+    return f"resp_{hashlib.sha256(f'{key}|{epoch}|{client_msg_id}'.encode()).hexdigest()[:16]}"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A question as it waits in Redis: everything another gateway needs to answer it."""
+
+    client_msg_id: str
+    content: str
+    user_id: str
+    department: str
+    patient_id: str | None
+    session_id: str
+    lang: str
+    urgency: str
+    received_at: datetime
+    input: str = "text"
