@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import redis.asyncio
+from redis.asyncio import Redis
 
 ROOT = Path(__file__).resolve().parent.parent
 # The tests import their helpers as ``tests.<name>``; the installed package holds the product alone.
@@ -27,7 +27,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def redis(redis_server: RedisServer) -> AsyncIterator[redis.asyncio.Redis]:
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     """An asyncio client on an empty Redis; it answers in bytes."""
     redis_server.flush()
     client = redis_server.client()
@@ -45,7 +45,7 @@ def own_redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def own_redis(own_redis_server: RedisServer) -> AsyncIterator[redis.asyncio.Redis]:
+async def own_redis(own_redis_server: RedisServer) -> AsyncIterator[Redis]:
     """An asyncio client on ``own_redis_server``; it answers in bytes."""
     client = own_redis_server.client()
     yield client

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
@@ -52,7 +53,7 @@ class RedisServer:
         assert self._process is not None, "the server is not running"
         return self._process.pid
 
-    def client(self, **options: object) -> redis.asyncio.Redis:
+    def client(self, **options: Any) -> redis.asyncio.Redis:
         """A new asyncio client that answers in bytes; its user closes it with ``aclose``.
 
         It tries again at once on a broken connection, as clients in service do: a pooled connection to a
