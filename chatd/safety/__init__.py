@@ -1,0 +1,1 @@
+"""Triage, calculators and medication checks: pure rules over the layers; nothing here awaits or reads a clock."""

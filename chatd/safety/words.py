@@ -1,0 +1,87 @@
+"""Small text rules that triage and the medication checks share: folding, languages, numbers and times."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from datetime import UTC, datetime
+
+_TYPOGRAPHIC = str.maketrans(
+    {
+        "’": "'",
+        "‘": "'",
+        "“": '"',
+        "”": '"',
+        "–": "-",
+        "—": "-",
+        "−": "-",
+        "\u2011": "-",
+        "\u2010": "-",
+        "\u00a0": " ",
+        "\u202f": " ",
+        "\u200b": "",
+        "\u00ad": "",
+        "₂": "2",
+        "μ": "u",
+        "µ": "u",
+        "→": " -> ",
+        "≥": ">=",
+        "≤": "<=",
+        "º": " ",
+        "ª": " ",
+    }
+)
+_SPACE = re.compile(r"[ \t\r\f\v]+")
+
+
+def fold(text: str) -> str:
+    """Lower case without accents, with plain quotes, dashes and spaces; line breaks are kept.
+
+    "Ação – SpO₂" becomes "acao - spo2". Folding twice changes nothing.
+    """
+    plain = unicodedata.normalize("NFKD", text.translate(_TYPOGRAPHIC)).casefold()
+    plain = "".join(c for c in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(c))
+    return _SPACE.sub(" ", plain.translate(_TYPOGRAPHIC)).strip()
+
+
+def key(text: str) -> str:
+    """``fold`` with every run of other signs than letters and digits as one space: a name to look up by."""
+    return re.sub(r"[^a-z0-9]+", " ", fold(text)).strip()
+
+
+def slug(text: str) -> str:
+    """``key`` with underscores, at most 48 characters, never empty: the tail of an id."""
+    return key(text).replace(" ", "_")[:48].strip("_") or "unnamed"
+
+
+def is_portuguese(lang: str) -> bool:
+    """Whether texts for this language tag are written in Portuguese; anything else gets English."""
+    return lang.lower().startswith("pt")
+
+
+def pick(lang: str, en: str, pt: str) -> str:
+    """The one of the two texts that ``lang`` asks for."""
+    return pt if is_portuguese(lang) else en
+
+
+def number(value: float) -> str:
+    """A number as the record has it: no trailing zeros, no exponent for ordinary results."""
+    if not math.isfinite(value):
+        return "?"
+    text = f"{value:.6f}".rstrip("0").rstrip(".")
+    return "0" if text in {"-0", ""} else text
+
+
+def moment(at: datetime | None, lang: str) -> str:
+    """A time for people, always with its zone: "2026-01-15 06:10 UTC"."""
+    if at is None:
+        return pick(lang, "time not recorded", "hora não registada")
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def stamp(at: datetime | None) -> str | None:
+    """A time for the wire: RFC 3339 in UTC with milliseconds."""
+    if at is None:
+        return None
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
