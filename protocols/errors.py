@@ -195,7 +195,8 @@ class RemoteProtocolError(ChatdError):
     """The peer's fault, told to it as an ``error`` frame.
 
     ``code`` selects the text; ``detail`` names the field or rule and never holds input; ``strike`` counts
-    towards the limit of bad frames.
+    towards the limit of bad frames; ``close``: close with this code after the ``error`` frame, None keeps the
+    connection.
     """
 
     def __init__(
@@ -206,6 +207,7 @@ class RemoteProtocolError(ChatdError):
         client_msg_id: str | None = None,
         retry_after_ms: int | None = None,
         strike: bool = False,
+        close: CloseCode | None = None,
     ) -> None:
         super().__init__(code.value)
         self.code = code
@@ -213,6 +215,7 @@ class RemoteProtocolError(ChatdError):
         self.client_msg_id = client_msg_id
         self.retry_after_ms = retry_after_ms
         self.strike = strike
+        self.close = close
 
 
 def error_text(code: ErrorCode, lang: str) -> str:

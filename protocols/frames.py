@@ -7,7 +7,7 @@ milliseconds ("2026-01-15T07:45:20.114Z"). ``SPEC.md`` beside this file says wha
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -58,8 +58,8 @@ class UserMessage(Frame, frozen=True, kw_only=True, tag="user_message"):
 
     client_msg_id: Id
     content: str
-    user_id: str | None = None
-    department: str | None = None
+    user_id: Id | None = None
+    department: Id | None = None
     patient_id: Id | None = None
     timestamp: Annotated[str, Meta(max_length=64)] | None = None
     session_id: Id | None = None
@@ -294,7 +294,7 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     ]
     name: str
     text: str
-    value: float | str | None = None
+    value: float | int | str | None = None
     unit: str | None = None
     flag: str = ""
     range: str = ""
@@ -375,7 +375,7 @@ class ProposedAction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StructuredData(msgspec.Struct, frozen=True, kw_only=True):
-    """``findings``, ``recommendations`` and ``quick_actions`` are the original design's; the rest stands beside them."""
+    """``findings``, ``recommendations``, ``quick_actions`` are the original design's; the rest stands beside them."""
 
     findings: tuple[str, ...] = ()
     recommendations: tuple[str, ...] = ()
@@ -484,12 +484,17 @@ class Facts(Frame, frozen=True, kw_only=True, tag="facts"):
 
 
 class AiDelta(Frame, frozen=True, kw_only=True, tag="ai_delta"):
-    """A piece of text as it is generated. Ephemeral: the final frame is authoritative."""
+    """A piece of text as it is generated. Ephemeral: the final frame is authoritative.
+
+    ``idx`` counts from 0 on each connection. ``attempt``: a higher one than before starts the text over, because
+    another worker has taken the question.
+    """
 
     response_id: str
     idx: int
     section: str
     text: str
+    attempt: int = 1
 
 
 class AiResponse(Frame, frozen=True, kw_only=True, tag="ai_response"):
@@ -635,7 +640,7 @@ class Error(Frame, frozen=True, kw_only=True, tag="error"):
 
 
 class Goaway(Frame, frozen=True, kw_only=True, tag="goaway"):
-    """The connection is about to be closed with ``code``; ``reconnect`` says whether to come back, ``after_ms`` when."""
+    """The connection will be closed with ``code``; ``reconnect`` says whether to come back, ``after_ms`` when."""
 
     code: int
     reconnect: bool
@@ -663,8 +668,8 @@ ServerFrame = (
 )
 
 #: Durable by the session's log: they carry ``epoch`` and ``seq`` and are replayed on resume.
-SESSION_DURABLE: tuple[type[Frame], ...] = (Facts, AiResponse, ActionUpdate, Context, Stale)
+SESSION_DURABLE: Final = (Facts, AiResponse, ActionUpdate, Context, Stale)
 #: Durable by the department's ledger: they carry ``alert_seq``.
-ALERT_DURABLE: tuple[type[Frame], ...] = (SystemNotification, AlertUpdate)
+ALERT_DURABLE: Final = (SystemNotification, AlertUpdate)
 #: Commands that stop or answer something, or keep the line alive: never rate limited.
 RATE_EXEMPT: tuple[type[Frame], ...] = (Hello, Cancel, Ack, AlertResponse, Refresh, SessionEnd, Ping)
