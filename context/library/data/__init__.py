@@ -1,0 +1,1 @@
+"""The protocols that come with chatd, one JSON file each, and the table of words."""
