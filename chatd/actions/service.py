@@ -104,8 +104,8 @@ class Actions:
     ) -> tuple[ProposedAction, ...]:
         """Actions of a session that a person may still decide, oldest first: for the snapshot.
 
-        ``proposals``: what the session remembers. Those that somebody has prepared are known to the ledger too, so
-        they are found after the session's memory was lost.
+        ``proposals``: what the session remembers, of this session only. Those that somebody has prepared are
+        known to the ledger too, so they are found after the session's memory was lost.
 
         Raises:
             LedgerUnavailable: The ledger does not answer; which of ``proposals`` are still open is not known.
@@ -116,7 +116,7 @@ class Actions:
             return statuses, tx.actions_of_session(session_id, Status.PREPARED, limit=MAX_PENDING)
 
         statuses, rows = await self._ledger.read(work)
-        found = {proposal.action_id: proposal for proposal in proposals if proposal.session_id == session_id}
+        found = {proposal.action_id: proposal for proposal in proposals}
         for row in rows:
             opened = self._open(row)
             if opened is not None:

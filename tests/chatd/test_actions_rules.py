@@ -395,7 +395,7 @@ def test_dismiss_reasons_are_codes_with_both_languages() -> None:
     ],
 )
 def test_second_identifier(typed: str | None, kind: str | None) -> None:
-    """Birth date, full name or another number of the record identify; parts, near misses and the record number do not."""
+    """Birth date, full name or another number of the record identify; parts and near misses do not."""
     assert second_identifier(typed, patient()) == kind
 
 
