@@ -358,7 +358,7 @@ def _field_names(kind: type[msgspec.Struct]) -> set[str]:
     return names
 
 
-FIELD_NAMES: Final = frozenset().union(*(_field_names(kind) for kind in CLIENT_FRAMES.values()))
+FIELD_NAMES: Final = frozenset({"type"}).union(*(_field_names(kind) for kind in CLIENT_FRAMES.values()))
 
 
 def _detail(message: str) -> str:
@@ -459,6 +459,8 @@ def compat_encode(frame: ServerFrame, mode: CompatMode, *, lang: str = "en") -> 
 
 def _error_as_response(error: Error, lang: str) -> AiResponse:
     text = error.message or error_text(ErrorCode(error.code), lang)
+    if error.detail:
+        text = f"{text} ({error.detail})"
     return AiResponse(
         response_id=f"err_{error.client_msg_id or error.code}",
         content=Content(text=text, structured_data=StructuredData(headline=text[:140])),
