@@ -156,7 +156,7 @@ def _definitions(ref_template: str) -> dict[str, Any]:
 
 def _portable(schema: Any) -> Any:
     r"""``schema`` as other languages read it: Python's ``\Z`` is ECMAScript's ``$``; whole numbers have an end."""
-    if isinstance(schema, list):
+    if isinstance(schema, list | tuple):
         return [_portable(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
