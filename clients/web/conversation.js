@@ -1,0 +1,394 @@
+/**
+ * What is on the screen, as a plain object: frames in, a model of bubbles, alerts and the patient out. No DOM.
+ *
+ * Every exchange is one question and its one answer: facts first, then text as it is written, then the final
+ * frame, which replaces what was streamed. `apply` returns what has changed, as keys: "line", "patient",
+ * "alerts", "list" (a bubble was added or removed) and "x:KEY" for one exchange. `announcements` collects what a
+ * screen reader has to say, polite or assertive, until `takeAnnouncements` empties it.
+ */
+
+/** The screen keeps this many exchanges; older ones are on no disk and in no store, they are gone. */
+export const MAX_EXCHANGES = 200;
+const MAX_ALERTS = 100;
+/** States after which an alert needs nobody any more. */
+export const ALERT_CLOSED = new Set(["resolved", "stood_down", "expired", "done", "closed"]);
+/** States of an action in which it can be chosen. */
+export const ACTION_OPEN = new Set(["proposed", "failed"]);
+
+const PRIORITY_RANK = { critical: 0, high: 1, normal: 2, low: 3 };
+
+export class Conversation {
+  constructor() {
+    this.user = null;
+    this.department = null;
+    this.model = null;
+    this.mode = "normal";
+    this.limits = { messages_per_minute: 10, remaining: 10, max_content_chars: 4000 };
+    this.patient = null;
+    this.patientReason = "set";
+    this.layers = [];
+    /** server clock minus ours, in ms: what runs out is judged by the server's clock. */
+    this.clockOffsetMs = 0;
+    /** key → exchange or divider, in the order of the screen. */
+    this.items = new Map();
+    /** action_id → {proposed, status, by, at, reason, update} */
+    this.actions = new Map();
+    this.alerts = new Map();
+    this.announcements = [];
+    this._byResponse = new Map();
+    this._changed = new Set();
+    this._serial = 0;
+    this._welcomed = false;
+  }
+
+  /** A question of this page, before it is sent. */
+  ask({ id, text, patient, urgency, lang, at }) {
+    this._exchange(id, { text, at, urgency, lang, status: "waiting", patient, error: null });
+    return this._take();
+  }
+
+  /** What the session says has become of a command of ours. */
+  outgoing({ id, status, code = null, retryable = false, retryAfterMs = 0 }, now) {
+    const item = this.items.get(id);
+    if (!item?.question || item.final) return [];
+    if (status === "withdrawn") {
+      this.items.delete(id);
+      this._changed.add("list");
+      return this._take();
+    }
+    item.question.status = status;
+    item.question.error = status === "failed" ? { code, retryable, retryAt: now + retryAfterMs } : null;
+    if (status === "failed") this._announce("assertive", "announce.failed", { code });
+    this._changed.add(`x:${id}`);
+    return this._take();
+  }
+
+  /** Take a failed question off the screen, to be asked again. Returns its question, or null. */
+  remove(id) {
+    const item = this.items.get(id);
+    if (!item?.question || item.question.status !== "failed") return [null, []];
+    this.items.delete(id);
+    this._changed.add("list");
+    return [item.question, this._take()];
+  }
+
+  markCancelling(id) {
+    const item = this.items.get(id);
+    if (item) {
+      item.cancelling = true;
+      this._changed.add(`x:${id}`);
+    }
+    return this._take();
+  }
+
+  setFeedback(responseId, useful) {
+    const item = this.items.get(this._byResponse.get(responseId));
+    if (item) {
+      item.feedback = useful;
+      this._changed.add(`x:${item.key}`);
+    }
+    return this._take();
+  }
+
+  apply(frame, now) {
+    const handler = HANDLERS[frame.type];
+    if (handler) handler.call(this, frame, now);
+    return this._take();
+  }
+
+  takeAnnouncements() {
+    return this.announcements.splice(0);
+  }
+
+  /** Open alerts, the most urgent first, then the oldest. */
+  openAlerts() {
+    return [...this.alerts.values()]
+      .filter((alert) => !ALERT_CLOSED.has(alert.state) && !alert.hidden)
+      .sort((a, b) => rank(a) - rank(b) || a.frame.alert_seq - b.frame.alert_seq);
+  }
+
+  hideAlert(alertId) {
+    const alert = this.alerts.get(alertId);
+    if (alert) alert.hidden = true;
+    this._changed.add("alerts");
+    return this._take();
+  }
+
+  /** Remember our own answer until the department's log confirms it. */
+  answerAlert(alertId, answer) {
+    const alert = this.alerts.get(alertId);
+    if (alert) alert.answer = answer;
+    this._changed.add("alerts");
+    return this._take();
+  }
+
+  /**
+   * May this action be chosen now? "" or the reason why not: "state", "expired", "stale" or "other_patient".
+   *
+   * An action of another patient than the open one is never offered, whatever the server would say to it.
+   */
+  actionBlock(actionId, item, now) {
+    const action = this.actions.get(actionId);
+    if (!action || !ACTION_OPEN.has(action.status)) return "state";
+    const bound = action.proposed.bound?.patient_id ?? null;
+    if (this.patient && bound !== null && bound !== this.patient.patient_id) return "other_patient";
+    if (item?.stale) return "stale";
+    const expires = Date.parse(action.proposed.expires_at ?? "");
+    if (Number.isFinite(expires) && now + this.clockOffsetMs >= expires) return "expired";
+    return "";
+  }
+
+  // --- inside --------------------------------------------------------------------------------------------
+
+  _take() {
+    const changed = [...this._changed];
+    this._changed.clear();
+    return changed;
+  }
+
+  _announce(level, key, params = {}) {
+    this.announcements.push({ level, key, params });
+    if (this.announcements.length > 50) this.announcements.shift();
+  }
+
+  _exchange(key, question) {
+    const item = {
+      key,
+      kind: "exchange",
+      question,
+      responseId: null,
+      facts: null,
+      stream: null,
+      queue: null,
+      final: null,
+      stale: null,
+      cancelling: false,
+      feedback: null,
+    };
+    this._put(item);
+    return item;
+  }
+
+  _put(item) {
+    this.items.set(item.key, item);
+    while (this.items.size > MAX_EXCHANGES) {
+      const [oldest] = this.items.keys();
+      const gone = this.items.get(oldest);
+      if (gone.responseId) this._byResponse.delete(gone.responseId);
+      for (const one of gone.final?.content?.structured_data?.actions ?? []) this.actions.delete(one.action_id);
+      this.items.delete(oldest);
+    }
+    this._changed.add("list");
+    this._changed.add(`x:${item.key}`);
+  }
+
+  _divider(kind, params) {
+    this._serial += 1;
+    this._put({ key: `divider-${this._serial}`, kind, params });
+  }
+
+  /** The exchange that a frame belongs to; one asked on another device of the session is made here. */
+  _of(frame) {
+    const known = this._byResponse.get(frame.response_id) ?? frame.client_msg_id;
+    let item = known ? this.items.get(known) : undefined;
+    if (!item) item = this._exchange(known || frame.response_id, null);
+    if (frame.response_id) {
+      item.responseId = frame.response_id;
+      this._byResponse.set(frame.response_id, item.key);
+    }
+    this._changed.add(`x:${item.key}`);
+    return item;
+  }
+
+  _addAlert(frame, now) {
+    const known = this.alerts.get(frame.alert_id);
+    const key = frame.alert_id || `alert-${now}-${this.alerts.size}`;
+    this.alerts.set(key, {
+      key,
+      frame: known && !frame.content ? known.frame : frame,
+      state: frame.event || "raised",
+      by: known?.by ?? "",
+      counts: known?.counts ?? null,
+      answer: known?.answer ?? null,
+      hidden: false,
+    });
+    while (this.alerts.size > MAX_ALERTS) {
+      // The oldest closed one goes; an open alert is never pushed out by newer ones.
+      const closed = [...this.alerts.values()].find((one) => ALERT_CLOSED.has(one.state) || one.hidden);
+      if (!closed) break;
+      this.alerts.delete(closed.key);
+    }
+    this._changed.add("alerts");
+  }
+}
+
+function rank(alert) {
+  return PRIORITY_RANK[alert.frame.priority] ?? 2;
+}
+
+const HANDLERS = {
+  welcome(frame, now) {
+    const serverTime = Date.parse(frame.server_time ?? "");
+    if (Number.isFinite(serverTime)) this.clockOffsetMs = serverTime - now;
+    this.user = frame.user;
+    this.department = frame.department;
+    this.model = frame.model;
+    this.mode = frame.mode;
+    this.limits = { ...this.limits, ...frame.limits };
+    if (!frame.resumed && this.items.size > 0 && this._welcomed) {
+      this._divider("reloaded", { reason: frame.gap_reason });
+    }
+    this._welcomed = true;
+    this._changed.add("line");
+  },
+
+  snapshot(frame, now) {
+    this.alerts.clear();
+    for (const alert of frame.open_alerts ?? []) this._addAlert(alert, now);
+    this._changed.add("alerts");
+    for (const open of frame.open_responses ?? []) {
+      const item = this._of(open);
+      if (item.question && !item.final) item.question.status = "accepted";
+    }
+    for (const proposed of frame.pending_actions ?? []) {
+      if (!this.actions.has(proposed.action_id)) this.actions.set(proposed.action_id, { proposed, status: "proposed" });
+    }
+    this.patient = frame.active_patient ?? null;
+    this._changed.add("patient");
+  },
+
+  accepted(frame) {
+    if (frame.rate) this.limits = { ...this.limits, remaining: frame.rate.remaining };
+    if (!frame.response_id) return;
+    const item = this._of(frame);
+    if (frame.queue && !item.final) item.queue = frame.queue;
+  },
+
+  queue(frame) {
+    const item = this._of(frame);
+    if (!item.final) item.queue = frame;
+  },
+
+  facts(frame) {
+    const item = this._of(frame);
+    const first = item.facts === null;
+    item.facts = frame;
+    if (!first || item.final) return;
+    for (const flag of frame.red_flags ?? []) this._announce("assertive", "announce.red_flag", { text: flag.text });
+    this._announce("polite", "announce.facts", { count: (frame.facts ?? []).length });
+  },
+
+  ai_delta(frame) {
+    const item = this._of(frame);
+    if (item.final) return; // the final frame is authoritative
+    const stream = (item.stream ??= { idx: -1, sections: new Map(), broken: false });
+    if (frame.idx <= stream.idx) return;
+    // Deltas are a courtesy: what was lost with a line comes with the final frame.
+    if (frame.idx > stream.idx + 1 && stream.idx >= 0) stream.broken = true;
+    if (frame.idx > 0 && stream.idx < 0) stream.broken = true;
+    stream.idx = frame.idx;
+    stream.sections.set(frame.section, (stream.sections.get(frame.section) ?? "") + frame.text);
+    item.queue = null;
+  },
+
+  ai_response(frame) {
+    const item = this._of(frame);
+    if (item.final) return; // exactly one; a second one changes nothing
+    item.final = frame;
+    item.stream = null;
+    item.queue = null;
+    item.cancelling = false;
+    if (item.question) {
+      item.question.status = "answered";
+      item.question.error = null;
+    }
+    if (frame.mode) {
+      this.mode = frame.mode;
+      this._changed.add("line");
+    }
+    const data = frame.content?.structured_data ?? {};
+    for (const proposed of data.actions ?? []) {
+      const known = this.actions.get(proposed.action_id);
+      if (known) known.proposed = proposed;
+      else this.actions.set(proposed.action_id, { proposed, status: "proposed" });
+    }
+    const told = new Set((item.facts?.red_flags ?? []).map((flag) => flag.id));
+    for (const flag of data.red_flags ?? []) {
+      if (!told.has(flag.id)) this._announce("assertive", "announce.red_flag", { text: flag.text });
+    }
+    this._announce("polite", "announce.answer", { text: data.headline || frame.content?.text?.slice(0, 140) || "" });
+  },
+
+  stale(frame) {
+    const key = this._byResponse.get(frame.response_id);
+    const item = key ? this.items.get(key) : undefined;
+    if (!item) return;
+    item.stale = frame.cause;
+    this._changed.add(`x:${key}`);
+    this._announce("assertive", "announce.stale", { field: frame.cause?.field ?? "" });
+  },
+
+  context(frame) {
+    const before = this.patient?.patient_id ?? null;
+    const after = frame.patient?.patient_id ?? null;
+    this.patient = frame.patient;
+    this.patientReason = frame.reason;
+    this.layers = frame.layers ?? [];
+    this._changed.add("patient");
+    if (before !== after) {
+      if (frame.patient) this._divider("switched", { name: frame.patient.name, patientId: after });
+      else this._divider("closed", {});
+      for (const key of this.items.keys()) this._changed.add(`x:${key}`);
+      this._announce("assertive", frame.patient ? "announce.patient" : "announce.no_patient", {
+        name: frame.patient?.name ?? "",
+      });
+    }
+  },
+
+  action_update(frame) {
+    const known = this.actions.get(frame.action_id);
+    const action = known ?? {
+      proposed: {
+        action_id: frame.action_id,
+        catalog_id: frame.catalog_id,
+        label: frame.label || frame.action_id,
+        risk: "confirm",
+        bound: { patient_id: frame.patient_id ?? null, context: "" },
+      },
+      status: "proposed",
+    };
+    // "prepared" is a step inside a dialog; the chip stays what it was until somebody confirms.
+    if (frame.status !== "prepared") action.status = frame.status;
+    action.update = { ...frame, confirm_token: undefined }; // a token is for the dialog, never for the model
+    this.actions.set(frame.action_id, action);
+    for (const item of this.items.values()) {
+      const actions = item.final?.content?.structured_data?.actions ?? [];
+      if (actions.some((one) => one.action_id === frame.action_id)) this._changed.add(`x:${item.key}`);
+    }
+    if (frame.status !== "prepared") {
+      this._announce("polite", "announce.action", { label: action.proposed.label, status: frame.status });
+    }
+  },
+
+  system_notification(frame, now) {
+    const known = this.alerts.get(frame.alert_id);
+    this._addAlert(frame, now);
+    if (ALERT_CLOSED.has(frame.event)) return;
+    if (!known || frame.event === "escalated" || frame.event === "repeated") {
+      this._announce("assertive", "announce.alert", { priority: frame.priority, text: frame.content });
+    }
+  },
+
+  alert_update(frame) {
+    const alert = this.alerts.get(frame.alert_id);
+    if (!alert) return;
+    alert.state = frame.state;
+    alert.by = frame.by;
+    alert.counts = frame.counts;
+    if (frame.next_escalation_at !== undefined) {
+      alert.frame = { ...alert.frame, next_escalation_at: frame.next_escalation_at };
+    }
+    this._changed.add("alerts");
+    this._announce("polite", "announce.alert_update", { state: frame.state, by: frame.by });
+  },
+};
