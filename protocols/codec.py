@@ -241,7 +241,7 @@ def _check_msgpack(encoded: bytes, max_depth: int) -> None:
             if len(open_items) > max_depth:
                 raise _garbage(TOO_DEEP)
             budget -= items
-            if budget < 0 or items > end - position:  # an item has one byte at least
+            if budget < 0:
                 raise _garbage(NOT_A_DOCUMENT)
             open_items.append(items)
     if position != end:

@@ -448,6 +448,16 @@ def test_tick_heartbeat() -> None:
     assert session.deadline_ms() is None
 
 
+def test_tick_heartbeat_does_not_wait_longer() -> None:
+    """Silence counts from the first ping that nothing followed, however many pings were sent since."""
+    rules = SessionRules(ping_interval_ms=3_000, pong_timeout_ms=10_000)
+    session = Session(compat=True, now_ms=0, rules=rules)
+    session.opened(EPOCH, 0, 0)
+    assert [session.tick(at_ms) for at_ms in (3_000, 6_000, 9_000, 12_000)] == [(SendPing(),)] * 4
+    assert session.deadline_ms() == 13_000
+    assert session.tick(13_000) == (Close(CloseCode.NO_PONG),)
+
+
 @pytest.mark.parametrize("sign", ["heard", "strike", "ping", "illegal"])
 def test_any_frame_is_a_sign_of_life(sign: str) -> None:
     """Whatever comes from the client, a refused frame too, shows that the line lives."""
