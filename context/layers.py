@@ -200,11 +200,16 @@ class PatientLayer(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[Event, ...] = ()
 
     def age_years(self, today: date) -> int | None:
-        """Age in completed years on ``today``; None without a birth date or with one in the future."""
-        if self.birth_date is None or self.birth_date > today:
-            return None
-        had_birthday = (today.month, today.day) >= (self.birth_date.month, self.birth_date.day)
-        return today.year - self.birth_date.year - (not had_birthday)
+        """Age in completed years on ``today``; see ``age_years``."""
+        return age_years(self.birth_date, today)
+
+
+def age_years(birth_date: date | None, today: date) -> int | None:
+    """Completed years between the two dates; None without a birth date or with one in the future."""
+    if birth_date is None or birth_date > today:
+        return None
+    had_birthday = (today.month, today.day) >= (birth_date.month, birth_date.day)
+    return today.year - birth_date.year - (not had_birthday)
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):

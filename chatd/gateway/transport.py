@@ -42,7 +42,7 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
         if not self.close_sent:
             # The application's task has been made but not yet run: it will see the extension.
             self.chatd_transport = Transport(self)
-            extensions: dict[str, Any] = self.scope["extensions"]  # type: ignore[assignment]
+            extensions: dict[str, Any] = self.scope["extensions"]
             extensions[EXTENSION] = self.chatd_transport
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -28,6 +28,9 @@ from protocols.errors import ChatdError
 #: 200 doctors at the highest rate is nothing beside a subscription per session.
 DOORBELL = "chatd:doorbell"
 RATE_WINDOW_MS = 60_000
+_ERA_KEY = "chatd:era"
+#: What XRANGE gives a client that does not decode.
+_Rows = list[tuple[bytes, dict[bytes, bytes]]]
 
 
 class SessionsUnavailable(ChatdError):
@@ -49,7 +52,12 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     epoch: str
     seq: int
     existed: bool
+    era: str
     patient_id: str | None
+
+    def was_lost(self, epoch: str) -> bool:
+        """Whether ``epoch`` belongs to a memory that Redis has lost since."""
+        return not epoch.startswith(f"{self.era}-")
 
 
 class Acceptance(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,8 +130,13 @@ class Sessions:
         return hmac.new(self._digest_key, body, hashlib.sha256).hexdigest()[:32]
 
     async def open(self, key: str) -> Opened:
-        """Find the session or make it with a new epoch; extends its life."""
-        epoch = f"e-{secrets.token_hex(6)}"
+        """Find the session or make it with a new epoch; extends its life.
+
+        An epoch begins with the era of this Redis, so that a phone whose session is gone can be told why: the same
+        era, and 30 minutes have passed; another era, and Redis has lost its memory.
+        """
+        era = await self._era()
+        epoch = f"{era}-{secrets.token_hex(4)}"
         found = await self._run("open", self._keys(key)[:1], [epoch, self._ttl_ms])
         sealed = found[3]
         return Opened(
@@ -131,8 +144,20 @@ class Sessions:
             epoch=found[0].decode(),
             seq=int(found[1]),
             existed=bool(found[2]),
+            era=era,
             patient_id=self._open_sealed(key, "patient", sealed).decode() if sealed else None,
         )
+
+    async def _era(self) -> str:
+        try:
+            await self._redis.set(_ERA_KEY, f"e{secrets.token_hex(4)}", nx=True)
+            era = cast("bytes | None", await self._redis.get(_ERA_KEY))
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise SessionsUnavailable from error
+        if era is None:
+            raise SessionsUnavailable
+        return era.decode()
 
     def _seal(self, key: str, what: str, content: bytes) -> bytes:
         return self._sealer.seal(content, aad=f"{key}|{what}".encode())
@@ -284,7 +309,7 @@ class Sessions:
     async def read(self, key: str, after: int, *, limit: int | None = None) -> list[Event]:
         """The events with ``seq`` above ``after``, oldest first. A gap at the front means that they were trimmed."""
         try:
-            rows = await self._redis.xrange(self._keys(key)[1], f"{after + 1}-0", "+", count=limit)
+            rows = cast(_Rows, await self._redis.xrange(self._keys(key)[1], f"{after + 1}-0", "+", count=limit))
         except (RedisError, OSError, TimeoutError) as error:
             metrics.REDIS_ERRORS.inc()
             raise SessionsUnavailable from error
@@ -312,14 +337,14 @@ class Sessions:
         found = await self.read(key, int(seq) - 1, limit=1)
         return found[0] if found and found[0].seq == int(seq) else None
 
-    async def first_seq(self, key: str) -> int:
-        """The oldest ``seq`` still in the log; 0 when the log is empty."""
+    async def first_seq(self, key: str) -> int | None:
+        """The oldest ``seq`` still in the log; None when the log is empty."""
         try:
-            rows = await self._redis.xrange(self._keys(key)[1], "-", "+", count=1)
+            rows = cast(_Rows, await self._redis.xrange(self._keys(key)[1], "-", "+", count=1))
         except (RedisError, OSError, TimeoutError) as error:
             metrics.REDIS_ERRORS.inc()
             raise SessionsUnavailable from error
-        return int(rows[0][0].split(b"-")[0]) if rows else 0
+        return int(rows[0][0].split(b"-")[0]) if rows else None
 
     async def response_of(self, key: str, client_msg_id: str) -> str | None:
         """The ``response_id`` under which a client's message was accepted."""

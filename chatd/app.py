@@ -1,0 +1,136 @@
+"""Where everything of a gateway is wired: settings in, ASGI application out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+from redis.asyncio import Redis
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from chatd import endpoints
+from chatd.actions.service import Actions
+from chatd.clock import Clock, SystemClock
+from chatd.faults import FaultPoints
+from chatd.gateway.node import Node
+from chatd.ledger import Ledger
+from chatd.places import Places
+from chatd.records import RecordKeeper
+from chatd.replies.runs import Runs
+from chatd.replies.sessions import Sessions
+from chatd.settings import Settings
+from context.library import Library
+from context.seal import Sealer
+from context.store import ContextStore, connect
+
+log = structlog.get_logger(__name__)
+
+#: The doorbell's connection waits for rings; its reads end after this and begin again.
+_DOORBELL_READ_S = 60.0
+
+
+def build(settings: Settings, places: Places, clock: Clock | None = None) -> Starlette:
+    """The ASGI application of one gateway. Nothing is connected before its lifespan begins.
+
+    Args:
+        places: Where Redis, the ledger and the keys of this installation are.
+        clock: Another clock in tests.
+    """
+    clock = clock or SystemClock()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        sealer = Sealer(places.key_ring())
+        redis = connect(
+            places.redis_url, timeout_s=settings.redis_timeout_s, max_connections=settings.redis_max_connections
+        )
+        doorbell = connect(places.redis_url, timeout_s=_DOORBELL_READ_S, max_connections=2)
+        ledger = Ledger.open(places.ledger_url, timeout_s=settings.ledger_timeout_s)
+        node = _node(settings, places, clock, sealer, redis, doorbell, ledger)
+        keeper = RecordKeeper(node.store, redis, places, demo=settings.demo, clock=clock)
+        app.state.node = node
+        app.state.keeper = keeper
+        app.state.jwt_secret = places.jwt_secret() if settings.demo else b""
+        tasks = [
+            asyncio.create_task(node.run(), name="node"),
+            asyncio.create_task(keeper.run(), name="records"),
+        ]
+        for task in tasks:
+            task.add_done_callback(_report_end)
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await node.runs.drain(0)
+            await ledger.close()
+            await redis.aclose()
+            await doorbell.aclose()
+
+    return Starlette(routes=endpoints.routes(), lifespan=lifespan, middleware=[Middleware(endpoints.SecureHeaders)])
+
+
+def _node(
+    settings: Settings,
+    places: Places,
+    clock: Clock,
+    sealer: Sealer,
+    redis: Redis,
+    doorbell: Redis,
+    ledger: Ledger,
+) -> Node:
+    node_id = f"n-{secrets.token_hex(6)}"
+    faults = FaultPoints(settings.fault_kill_at)
+    store = ContextStore(redis, sealer, session_ttl_s=settings.session_timeout_s, timeout_s=settings.redis_timeout_s)
+    sessions = Sessions(
+        redis,
+        sealer,
+        sealer.derive("client-message-digest"),
+        ttl_ms=round(settings.session_timeout_s * 1000),
+        max_events=settings.session_log_events,
+    )
+    runs = Runs(
+        sessions=sessions,
+        store=store,
+        library=Library.load(),
+        clock=clock,
+        node_id=node_id,
+        model_configured=settings.model_configured,
+        action_ttl_s=settings.action_ttl_s,
+        give_up_s=settings.session_timeout_s,
+        faults=faults,
+    )
+    actions = Actions(
+        ledger,
+        token_key=sealer.derive("confirm-token"),
+        sealer=sealer,
+        pseudonym_key=sealer.derive("patient-pseudonym"),
+    )
+    return Node(
+        settings=settings,
+        clock=clock,
+        redis=redis,
+        doorbell=doorbell,
+        store=store,
+        sessions=sessions,
+        runs=runs,
+        actions=actions,
+        ledger=ledger,
+        verifier=places.token_verifier(),
+        node_id=node_id,
+        faults=faults,
+    )
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    """A background task that ends by itself is a bug, and must not end silently."""
+    if not task.cancelled() and task.exception() is not None:
+        log.error("background_task_failed", task=task.get_name(), error=type(task.exception()).__name__)
+
+
+AppFactory = Callable[[], Starlette]

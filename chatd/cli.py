@@ -1,0 +1,213 @@
+"""The command ``chatd``. Each subcommand imports what it needs, so that ``chatd token`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from chatd.settings import Settings, SettingsError, from_environment, unknown_names
+
+_ENGINES = ("none", "scripted", "mlx", "vllm")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status: 0, 1 for a failure that is told, 2 for a wrong call."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    for name in unknown_names(os.environ):
+        print(f"chatd: {name} is not a setting and is ignored; see docs/settings.md", file=sys.stderr)
+    try:
+        settings = from_environment(
+            os.environ,
+            data_dir=getattr(arguments, "data_dir", None),
+            host=getattr(arguments, "host", None),
+            port=getattr(arguments, "port", None),
+            redis_url=getattr(arguments, "redis", None),
+            ledger_url=getattr(arguments, "ledger", None),
+            engine=getattr(arguments, "engine", None),
+        )
+        status: int = arguments.run(arguments, settings)
+        return status
+    except SettingsError as error:
+        print(f"chatd: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `chatd schema | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="chatd",
+        description="Real-time questions and answers about patients, inside the hospital.",
+        epilog="Every setting can also be given as CHATD_<NAME>; see docs/settings.md.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    up = _command(commands, "up", _up, "start all that one machine needs: Redis, ledger, gateway, demo hospital, page")
+    _data_dir(up)
+    _listen(up)
+    up.add_argument("--engine", choices=_ENGINES, help="the language model's engine (default: none, facts only)")
+    _state(up)
+    up.add_argument("--no-demo", action="store_true", help="no demo patients, staff or sign-in")
+
+    serve = _command(commands, "serve", _serve, "a further gateway on the Redis and ledger of a chatd up, or by URL")
+    _data_dir(serve)
+    _listen(serve)
+    _state(serve)
+    serve.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+
+    token = _command(commands, "token", _token, "print a token (JWT) signed with the installation's own key")
+    _data_dir(token)
+    token.add_argument("--user", required=True, help="user id, e.g. dr.santos.cardio")
+    token.add_argument("--department", required=True, help="department id, e.g. cardiology")
+    token.add_argument("--role", default="physician", help="role (default: physician)")
+    token.add_argument("--ttl", type=int, default=3600, metavar="S", help="lifetime in seconds (default: 3600)")
+
+    fhir = commands.add_parser("fhir", help="FHIR R4 records")
+    fhir_commands = fhir.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    load = _command(fhir_commands, "import", _fhir_import, "import bundles, resources or bulk NDJSON (plain or .gz)")
+    _data_dir(load)
+    load.add_argument("--department", help="who may ask about these patients (default: every department)")
+    load.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files of one export are given together")
+
+    context = commands.add_parser("context", help="what chatd knows")
+    context_commands = context.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    show = _command(context_commands, "show", _context_show, "print the five layers and the composed prompt")
+    _data_dir(show)
+    show.add_argument("--department", required=True)
+    show.add_argument("--user", required=True)
+    show.add_argument("--patient", required=True)
+    show.add_argument("--question", default="Summarise.", help="the question at the prompt's end (default: Summarise.)")
+
+    schema = _command(commands, "schema", _schema, "print the AsyncAPI document of chatd.v1")
+    schema.add_argument("--json-schema", action="store_true", help="the frames as JSON Schema instead")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace, Settings], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _data_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", metavar="DIR", help="keys, ledger, feeds (default: $CHATD_DATA_DIR or .chatd)")
+
+
+def _listen(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", metavar="H", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", metavar="P", type=int, help="port to listen on, 0 for any (default: 8080)")
+
+
+def _state(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--redis", metavar="URL", help="redis://, rediss:// or unix:// (default: a private one)")
+    parser.add_argument("--ledger", metavar="URL", help="postgresql:// or sqlite:/// (default: SQLite in DIR)")
+
+
+def _fail(text: str) -> int:
+    print(f"chatd: {text}", file=sys.stderr)
+    return 1
+
+
+def _up(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd.places import Places
+    from chatd.private_redis import RedisNotStarted
+    from chatd.up import Supervisor, UpError
+
+    if settings.model_configured:
+        return _fail(f"engine {settings.engine!r} is not part of this version; facts are answered without a model")
+    settings = msgspec.structs.replace(settings, demo=not arguments.no_demo)
+    try:
+        return Supervisor(settings, Places(settings), own_redis=not settings.redis_url).run()
+    except (UpError, RedisNotStarted) as error:
+        return _fail(str(error))
+
+
+def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd.places import Places
+    from chatd.serve import ignore_interrupt, serve
+
+    running = Places(settings).running()
+    if running is not None:
+        settings = msgspec.structs.replace(settings, demo=running.demo)
+    places = Places(settings)
+    if not places.redis_url:
+        return _fail(f"no chatd up is running on {places.data}; start one, or give --redis URL")
+    if arguments.supervised:
+        ignore_interrupt()
+    return serve(settings, places, supervised=arguments.supervised)
+
+
+def _token(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd.gateway.auth import mint
+    from chatd.places import Places
+
+    if not 0 < arguments.ttl <= settings.jwt_max_ttl_s:
+        return _fail(f"--ttl must be between 1 and {settings.jwt_max_ttl_s} seconds")
+    print(
+        mint(
+            Places(settings).jwt_secret(),
+            user_id=arguments.user,
+            departments=(arguments.department,),
+            roles=(arguments.role,),
+            name=_staff_name(arguments.user),
+            ttl_s=arguments.ttl,
+            now=datetime.now(UTC),
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+        )
+    )
+    return 0
+
+
+def _staff_name(user_id: str) -> str:
+    from chatd import demo
+
+    return next((person.name for person in demo.staff() if person.user_id == user_id), user_id)
+
+
+def _fhir_import(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd.importing import import_files
+    from chatd.places import Places
+
+    return asyncio.run(import_files(Places(settings), arguments.files, department=arguments.department))
+
+
+def _context_show(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd.places import Places
+    from chatd.showing import show
+
+    return asyncio.run(
+        show(
+            Places(settings),
+            department=arguments.department,
+            user=arguments.user,
+            patient=arguments.patient,
+            question=arguments.question,
+            budget_tokens=settings.prompt_budget_tokens,
+        )
+    )
+
+
+def _schema(arguments: argparse.Namespace, _settings: Settings) -> int:
+    from protocols import schema
+
+    document = schema.json_schema() if arguments.json_schema else schema.asyncapi()
+    json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
+    print()
+    return 0

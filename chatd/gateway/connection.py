@@ -1,0 +1,450 @@
+"""One WebSocket: the read loop, the write loop and the keepalive that drive ``protocols.session``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+import structlog
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from chatd import metrics
+from chatd.clock import epoch_ms, iso_ms
+from chatd.gateway import commands
+from chatd.gateway.auth import Principal, TokenError, check_path
+from chatd.gateway.node import Node
+from chatd.gateway.outbox import Outbox, SlowConsumer
+from chatd.gateway.transport import EXTENSION, Transport
+from chatd.gateway.welcome import welcome
+from chatd.logs import error_name
+from chatd.replies.sessions import SessionLost, SessionsUnavailable
+from context.store import ContextNotLoaded, DepartmentUnknown, StoreUnavailable
+from protocols import codec
+from protocols.errors import CLOSE_REASONS, CloseCode, ErrorCode, RemoteProtocolError, error_text
+from protocols.frames import PROTOCOL, PROTOCOL_MSGPACK, ClientFrame, Error, Goaway, Hello, Id, ServerFrame
+from protocols.session import Close, SendPing, Session, SessionRules
+
+log = structlog.get_logger(__name__)
+
+#: How long the last frames may take to leave before the socket is closed all the same.
+_FLUSH_S = 1.0
+#: After an unavailable Redis a phone comes back after this, plus its own jitter.
+_COME_BACK_MS = 1_000
+_ANSWER = b'{"type":"ai_response"'
+
+
+class Closing(Exception):
+    """The connection shall be closed with this code; raised inside its own tasks only."""
+
+    def __init__(self, code: CloseCode, *, after_ms: int = 0) -> None:
+        super().__init__(code.name)
+        self.code = code
+        self.after_ms = after_ms
+
+
+class Connection:
+    """One phone's connection, from handshake to close.
+
+    ``key`` and ``epoch`` name its session once it is open. ``ring`` and ``close_soon`` may be called from
+    anywhere on the event loop and never wait.
+    """
+
+    def __init__(self, websocket: WebSocket, node: Node) -> None:
+        self._websocket = websocket
+        self.node = node
+        self.department = websocket.path_params["department"]
+        self.user_id = websocket.path_params["user_id"]
+        self.connection_id = node.new_connection_id()
+        self.channel: Literal["app", "push", "board"] = "app"
+        self.lang = ""
+        self.key: str | None = None
+        self.epoch = ""
+        self.session_id = ""
+        self.compat = False
+        self.compat_text = False
+        self.principal: Principal | None = None
+        self.device_id: str | None = None
+        self.active_patient_id: str | None = None
+        #: Durable frames up to here are the client's; None until the session is open.
+        self.cursor: int | None = None
+        #: Where this connection began: durable frames above it were or will be sent on it.
+        self.began_at = 0
+        self._msgpack = False
+        self._received = 0
+        self._outbox = Outbox(node.settings.outbox_bytes)
+        self._behind = asyncio.Event()
+        self._close_wanted: asyncio.Future[Closing] = asyncio.get_running_loop().create_future()
+        self._transport: Transport | None = websocket.scope.get("extensions", {}).get(EXTENSION)
+        self._limits = codec.CodecLimits(
+            max_bytes=node.settings.max_frame_bytes, max_content_chars=node.settings.max_content_chars
+        )
+        self.session: Session
+
+    # --- from handshake to close ---
+
+    async def serve(self) -> None:
+        """Run the connection to its end; the socket is closed when this returns."""
+        if not self._origin_is_ours():
+            await self._websocket.close()  # before accept: HTTP 403
+            metrics.HANDSHAKES.labels("foreign_origin").inc()
+            return
+        offered = self._websocket.scope.get("subprotocols", [])
+        chosen = next((name for name in offered if name in (PROTOCOL, PROTOCOL_MSGPACK)), None)
+        self.compat = not offered
+        self.compat_text = self.compat and self._websocket.query_params.get("compat") == "text"
+        self._msgpack = chosen == PROTOCOL_MSGPACK
+        await self._websocket.accept(subprotocol=chosen)
+        now_ms = self._now_ms()
+        settings = self.node.settings
+        self.session = Session(
+            compat=self.compat,
+            now_ms=now_ms,
+            rules=SessionRules(
+                hello_timeout_ms=round(settings.hello_timeout_s * 1000),
+                ping_interval_ms=round(settings.ping_interval_s * 1000),
+                pong_timeout_ms=round(settings.ping_timeout_s * 1000),
+                session_timeout_ms=round(settings.session_timeout_s * 1000),
+                max_strikes=settings.max_strikes,
+            ),
+        )
+        if self._transport is not None:
+            self._transport.on_heard = self._heard
+        closing = Closing(CloseCode.NORMAL)
+        try:
+            if self.node.full:
+                raise Closing(CloseCode.TOO_MANY_CONNECTIONS)
+            if offered and chosen is None:
+                raise Closing(CloseCode.UNSUPPORTED_VERSION)
+            if self.node.draining:
+                raise Closing(CloseCode.RESTART, after_ms=_COME_BACK_MS)
+            self.node.opened(self)
+            closing = await self._converse()
+        except Closing as wanted:
+            closing = wanted
+        except WebSocketDisconnect:
+            metrics.HANDSHAKES.labels("gone").inc()
+            return
+        except Exception as error:  # the last resort: the phone gets a code, the log gets the place
+            log.error("connection_failed", connection_id=self.connection_id, error=error_name(error))
+            closing = Closing(CloseCode.RESTART, after_ms=_COME_BACK_MS)
+        finally:
+            self.node.left(self)
+            if self._transport is not None:
+                self._transport.on_heard = None
+        await self._close(closing)
+
+    async def _converse(self) -> Closing:
+        """Authorise, open the session and work until somebody wants to close; returns how."""
+        hello = await self._hello()
+        self._authorise(hello)
+        metrics.HANDSHAKES.labels("opened").inc()
+        log.info(
+            "opened",
+            connection_id=self.connection_id,
+            user_id=self.user_id,
+            department=self.department,
+            channel=self.channel,
+            compat=self.compat,
+        )
+        loops: list[asyncio.Task[None]] = [
+            asyncio.create_task(self._write_loop()),
+            asyncio.create_task(self._keepalive()),
+        ]
+        try:
+            resume_from = await self._open(hello)
+            loops += [asyncio.create_task(self._read_loop()), asyncio.create_task(self._catch_up_loop())]
+            self.began_at = self.cursor = resume_from
+            self._behind.set()
+            watched: list[asyncio.Future[Any]] = [*loops, self._close_wanted]
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            if self._close_wanted.done():
+                return self._close_wanted.result()
+            for loop in loops:
+                if loop.done():
+                    loop.result()  # raises: Closing, WebSocketDisconnect or a fault
+            return Closing(CloseCode.NORMAL)
+        finally:
+            for task in loops:
+                task.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+
+    async def _hello(self) -> Hello:
+        if self.compat:
+            return Hello()
+        header_token = bool(self._websocket.headers.get("authorization"))
+        try:
+            async with asyncio.timeout(self.node.settings.hello_timeout_s):
+                frame = await self._receive()
+            self.session.receive(frame, self._now_ms())
+        except (TimeoutError, RemoteProtocolError):
+            raise Closing(CloseCode.BAD_PROTOCOL if header_token else CloseCode.UNAUTHORIZED) from None
+        if not isinstance(frame, Hello):
+            raise Closing(CloseCode.BAD_PROTOCOL)
+        return frame
+
+    def _authorise(self, hello: Hello) -> None:
+        self.lang = hello.lang
+        self.device_id = hello.device_id
+        header = self._websocket.headers.get("authorization", "")
+        scheme, _, token = header.partition(" ")
+        if header and scheme.lower() != "bearer":
+            raise Closing(CloseCode.UNAUTHORIZED)
+        principal = self._verify(token.strip() or hello.token or "")
+        if hello.channel != "app":
+            self.node.left(self)
+            self.channel = hello.channel
+            self.node.opened(self)
+        self.principal = principal
+
+    def _verify(self, token: str) -> Principal:
+        now = self.node.clock.now()
+        try:
+            principal = self.node.verifier.verify(token, now=now)
+        except TokenError as error:
+            expired = error.code is ErrorCode.TOKEN_EXPIRED
+            raise Closing(CloseCode.TOKEN_CHANGED if expired else CloseCode.UNAUTHORIZED) from None
+        try:
+            check_path(principal, self.department, self.user_id)
+        except TokenError:
+            raise Closing(CloseCode.FORBIDDEN_PATH) from None
+        left_ms = round(principal.expires_at_s * 1000) - epoch_ms(now)
+        self.session.token_expires(self._now_ms() + max(0, left_ms))
+        return principal
+
+    def renew(self, token: str) -> None:
+        """Take a fresh token of the same user; a bad one leaves the old one in force.
+
+        Raises:
+            RemoteProtocolError: unauthorized, token_expired or forbidden.
+        """
+        try:
+            principal = self.node.verifier.verify(token, now=self.node.clock.now())
+            check_path(principal, self.department, self.user_id)
+        except TokenError as error:
+            raise RemoteProtocolError(error.code) from None
+        self.principal = principal
+        left_ms = round(principal.expires_at_s * 1000) - epoch_ms(self.node.clock.now())
+        self.session.token_expires(self._now_ms() + max(0, left_ms))
+
+    async def _open(self, hello: Hello) -> int:
+        try:
+            return await welcome(self, hello)
+        except (SessionsUnavailable, StoreUnavailable, ContextNotLoaded):
+            raise Closing(CloseCode.INSUFFICIENT_STATE, after_ms=_COME_BACK_MS) from None
+        except DepartmentUnknown:
+            raise Closing(CloseCode.FORBIDDEN_PATH) from None
+
+    # --- reading ---
+
+    async def _receive(self) -> ClientFrame:
+        message = await self._websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1005))
+        self.session.heard(self._now_ms())
+        text, data = message.get("text"), message.get("bytes")
+        self._received += 1
+        context = None
+        if self.compat:
+            frame_id = f"{self.connection_id}:{self._received}"
+            context = codec.CompatContext(user_id=self.user_id, department=self.department, frame_id=frame_id)
+        return codec.decode(
+            text if text is not None else data or b"",
+            limits=self._limits,
+            compat=context,
+            msgpack=self._msgpack and text is None,
+        )
+
+    async def _read_loop(self) -> None:
+        while True:
+            try:
+                frame = await self._receive()
+                metrics.FRAMES_IN.labels(str(frame.__struct_config__.tag)).inc()
+                self.session.receive(frame, self._now_ms())
+                await commands.handle(self, frame)
+            except RemoteProtocolError as error:
+                self.send_error(error)
+                if error.strike:
+                    self.session.strike(self._now_ms())
+                if error.close is not None:
+                    raise Closing(error.close) from None
+                self._apply_due()
+            except SessionLost:
+                raise Closing(CloseCode.INSUFFICIENT_STATE) from None
+
+    # --- writing ---
+
+    def send(self, frame: ServerFrame) -> None:
+        """Queue a frame that is not from the session's log; closes a phone that does not read."""
+        self._queue(frame if self.compat else self.session.sending(frame))
+
+    def _queue(self, frame: ServerFrame) -> None:
+        data = self._encode(frame)
+        if data is None:
+            return
+        metrics.FRAMES_OUT.labels(str(frame.__struct_config__.tag)).inc()
+        self._offer(data)
+
+    def send_error(self, error: RemoteProtocolError) -> None:
+        """Tell the phone why a command was not taken."""
+        metrics.ERRORS.labels(error.code.value).inc()
+        self.send(
+            Error(
+                code=error.code.value,
+                message=error_text(error.code, self.lang),
+                retryable=commands.is_retryable(error.code),
+                retry_after_ms=error.retry_after_ms,
+                client_msg_id=error.client_msg_id,
+                detail=error.detail,
+            )
+        )
+
+    def send_event(self, seq: int, stored: bytes, *, again: bool = False) -> None:
+        """Queue a durable frame of the log; ``again`` for one that is asked for a second time and moves no cursor."""
+        frame = codec.decode_server(codec.with_position(stored, self.epoch, seq))
+        if again:
+            self._queue(self.session.repeating(frame))
+        else:
+            self._queue(self.session.sending(frame))
+            self.cursor = seq
+
+    def _encode(self, frame: ServerFrame) -> bytes | None:
+        if self.compat:
+            return codec.compat_encode(frame, "text" if self.compat_text else "json", lang=self.lang)
+        return codec.encode(frame, msgpack=self._msgpack)
+
+    def _offer(self, data: bytes) -> None:
+        try:
+            self._outbox.offer(data)
+        except SlowConsumer as slow:
+            metrics.SLOW_CONSUMERS.inc()
+            log.warning("slow_consumer", connection_id=self.connection_id, waiting_bytes=slow.waiting_bytes)
+            self.close_soon(CloseCode.SLOW_CONSUMER)
+
+    async def _write_loop(self) -> None:
+        while True:
+            await self._write(await self._outbox.take())
+
+    async def _write(self, data: bytes) -> None:
+        if self._msgpack:
+            await self._websocket.send_bytes(data)
+        else:
+            await self._websocket.send_text(data.decode())
+        if data.startswith(_ANSWER):
+            self.node.faults.reached("deliver")
+
+    # --- the session's log ---
+
+    def ring(self, seq: int, frame: bytes | None = None) -> None:
+        """The session's log has grown to ``seq``; with its frame at hand and nothing missing, send it at once."""
+        if self.cursor is None or seq <= self.cursor:
+            return
+        if frame is not None and seq == self.cursor + 1 and not self._behind.is_set():
+            self.send_event(seq, frame)
+        else:
+            self._behind.set()
+
+    async def _catch_up_loop(self) -> None:
+        """Read on from the cursor whenever the log is ahead of it: resume, another node's append, a lost ring."""
+        while True:
+            await self._behind.wait()
+            # Cleared before reading: a ring that comes while we read must not be lost.
+            self._behind.clear()
+            if self.key is None or self.cursor is None:
+                continue
+            try:
+                events = await self.node.sessions.read(self.key, self.cursor)
+            except SessionsUnavailable:
+                # The sweep rings again.
+                continue
+            for event in events:
+                if event.seq <= self.cursor:
+                    continue
+                if event.seq != self.cursor + 1:
+                    raise Closing(CloseCode.INSUFFICIENT_STATE)
+                self.send_event(event.seq, event.frame)
+            if events:
+                self._behind.set()
+
+    # --- time ---
+
+    def _now_ms(self) -> int:
+        return self.node.clock.monotonic_ms()
+
+    def _heard(self) -> None:
+        self.session.heard(self._now_ms())
+
+    async def _keepalive(self) -> None:
+        while True:
+            deadline_ms = self.session.deadline_ms()
+            wait_s = 1.0 if deadline_ms is None else (deadline_ms - self._now_ms()) / 1000
+            await asyncio.sleep(min(max(wait_s, 0.01), 1.0))
+            self._apply_due()
+
+    def _apply_due(self) -> None:
+        for due in self.session.tick(self._now_ms()):
+            match due:
+                case SendPing():
+                    if self._transport is not None:
+                        self._transport.ping()
+                case Close(code=code):
+                    if code is CloseCode.NO_PONG and self._transport is None:
+                        continue
+                    self.close_soon(code)
+
+    # --- the end ---
+
+    def close_soon(self, code: CloseCode, *, after_ms: int = 0) -> None:
+        """Have the connection closed with ``code``; the first call wins."""
+        if not self._close_wanted.done():
+            self._close_wanted.set_result(Closing(code, after_ms=after_ms))
+
+    async def leave(self, after_s: float) -> None:
+        """The node is draining: say so now, close with 4000 after ``after_s``."""
+        if self.principal is None:
+            self.close_soon(CloseCode.RESTART, after_ms=_COME_BACK_MS)
+            return
+        self.session.drain(self._now_ms())
+        self._goaway(CloseCode.RESTART, round(after_s * 1000))
+        await asyncio.sleep(after_s)
+        self.close_soon(CloseCode.RESTART)
+
+    def _goaway(self, code: CloseCode, after_ms: int) -> None:
+        self.send(Goaway(code=int(code), reconnect=code.reconnect, after_ms=after_ms, reason=CLOSE_REASONS[code]))
+
+    async def _close(self, closing: Closing) -> None:
+        metrics.CLOSES.labels(str(int(closing.code))).inc()
+        metrics.HANDSHAKES.labels(str(int(closing.code))).inc() if self.principal is None else None
+        if closing.code not in (CloseCode.NORMAL, CloseCode.RESTART) or self.principal is None:
+            with contextlib.suppress(SlowConsumer):
+                self._goaway(closing.code, closing.after_ms)
+        log.info("closed", connection_id=self.connection_id, code=int(closing.code))
+        with contextlib.suppress(TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
+            async with asyncio.timeout(_FLUSH_S):
+                while self._outbox.waiting_bytes:
+                    await self._write(await self._outbox.take())
+        with contextlib.suppress(TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
+            async with asyncio.timeout(_FLUSH_S):
+                await self._websocket.close(int(closing.code), CLOSE_REASONS[closing.code])
+        self.session.closed()
+
+    def _origin_is_ours(self) -> bool:
+        """A browser names the page's origin; only chatd's own page may open a socket (cross-site hijacking)."""
+        origin = self._websocket.headers.get("origin")
+        if origin is None:
+            return True
+        return urlsplit(origin).netloc == self._websocket.headers.get("host", "")
+
+    def now_iso(self) -> str:
+        return iso_ms(self.node.clock.now())
+
+
+def valid_id(value: str) -> bool:
+    """Whether a path component has the form of an id."""
+    try:
+        msgspec.convert(value, Id)
+    except msgspec.ValidationError:
+        return False
+    return True

@@ -1,0 +1,210 @@
+"""One gateway's shared state: who is connected, the doorbell, the sweep that heals what a doorbell lost, the drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from chatd import metrics
+from chatd.actions.service import Actions
+from chatd.clock import Clock, epoch_ms
+from chatd.faults import FaultPoints
+from chatd.gateway.auth import TokenVerifier
+from chatd.ledger import Ledger
+from chatd.logs import error_name
+from chatd.replies.runs import Run, Runs
+from chatd.replies.sessions import DOORBELL, Request, Sessions, SessionsUnavailable
+from chatd.settings import Settings
+from context.store import ContextStore
+from protocols.errors import CloseCode
+
+if TYPE_CHECKING:
+    from chatd.gateway.connection import Connection
+
+log = structlog.get_logger(__name__)
+
+#: A doorbell connection that broke is opened again after this; the sweep covers the time between.
+_DOORBELL_RETRY_S = 0.5
+
+
+class Node:
+    """What all connections of this process share; made once by ``app``.
+
+    ``run`` owns the background tasks and ends by cancellation.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        clock: Clock,
+        redis: Redis,
+        doorbell: Redis,
+        store: ContextStore,
+        sessions: Sessions,
+        runs: Runs,
+        actions: Actions,
+        ledger: Ledger,
+        verifier: TokenVerifier,
+        node_id: str,
+        faults: FaultPoints,
+    ) -> None:
+        self.faults = faults
+        self.settings = settings
+        self.clock = clock
+        self.redis = redis
+        self.store = store
+        self.sessions = sessions
+        self.runs = runs
+        self.actions = actions
+        self.ledger = ledger
+        self.verifier = verifier
+        self.node_id = node_id
+        self.draining = False
+        self._doorbell = doorbell
+        self._connections: set[Connection] = set()
+        self._by_session: defaultdict[str, set[Connection]] = defaultdict(set)
+        runs.on_appended = self.ring
+
+    @property
+    def connections(self) -> int:
+        """Open WebSockets on this node."""
+        return len(self._connections)
+
+    @property
+    def full(self) -> bool:
+        return len(self._connections) >= self.settings.max_connections
+
+    def new_connection_id(self) -> str:
+        return f"c-{secrets.token_hex(6)}"
+
+    # --- who is connected ---
+
+    def opened(self, connection: Connection) -> None:
+        """Count an accepted WebSocket; a second call changes nothing."""
+        self._connections.add(connection)
+        metrics.CONNECTIONS.labels(connection.channel).inc()
+
+    def joined(self, connection: Connection, key: str) -> None:
+        """From here on the connection hears of every append to the session, before it replays."""
+        self._by_session[key].add(connection)
+
+    def left(self, connection: Connection) -> None:
+        """Forget a connection; a second call changes nothing."""
+        if connection in self._connections:
+            self._connections.discard(connection)
+            metrics.CONNECTIONS.labels(connection.channel).dec()
+        if connection.key is not None:
+            members = self._by_session.get(connection.key)
+            if members is not None:
+                members.discard(connection)
+                if not members:
+                    del self._by_session[connection.key]
+
+    def phones_of(self, key: str) -> tuple[Connection, ...]:
+        """This node's connections of a session."""
+        return tuple(self._by_session.get(key, ()))
+
+    def ring(self, key: str, seq: int, frame: bytes | None = None) -> None:
+        """Tell this node's phones of a session that its log has grown to ``seq``."""
+        for connection in self.phones_of(key):
+            connection.ring(seq, frame)
+
+    # --- background ---
+
+    async def run(self) -> None:
+        """Serve the doorbell and the sweep until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._listen())
+            group.create_task(self._sweep())
+
+    async def _listen(self) -> None:
+        while True:
+            pubsub = self._doorbell.pubsub(ignore_subscribe_messages=True)
+            try:
+                await pubsub.subscribe(DOORBELL)
+                while True:
+                    message = await pubsub.get_message(timeout=30.0)
+                    if message is not None:
+                        key, _, seq = message["data"].decode().rpartition(" ")
+                        self.ring(key, int(seq))
+            except (RedisError, OSError, TimeoutError) as error:
+                metrics.REDIS_ERRORS.inc()
+                log.warning("doorbell_lost", error=error_name(error))
+                await asyncio.sleep(_DOORBELL_RETRY_S)
+            finally:
+                with contextlib.suppress(RedisError, OSError, TimeoutError):
+                    await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.sweep_interval_s)
+            try:
+                await self.sweep()
+            except SessionsUnavailable as error:
+                log.warning("sweep_failed", error=error_name(error))
+
+    async def sweep(self) -> None:
+        """One round: keep the sessions of this node's phones and runs, take over lapsed runs, heal lost rings."""
+        wanted = {(connection.key, connection.epoch) for connection in self._connections if connection.key}
+        sessions = sorted({(key, epoch) for key, epoch in wanted if key and epoch} | self.runs.sessions_running)
+        if not sessions:
+            return
+        kept = await self.sessions.keep(
+            sessions,
+            owner=self.node_id,
+            now_ms=epoch_ms(self.clock.now()),
+            lease_ms=round(self.settings.run_lease_s * 1000),
+        )
+        epochs = dict(sessions)
+        for key, found in kept.items():
+            if found is None:
+                for connection in self.phones_of(key):
+                    if connection.epoch == epochs[key]:
+                        connection.close_soon(CloseCode.INSUFFICIENT_STATE)
+                continue
+            self.adopt(key, epochs[key], found.adopted)
+            self.ring(key, found.seq)
+
+    def adopt(self, key: str, epoch: str, runs: tuple[tuple[str, bytes], ...]) -> None:
+        """Go on with runs whose node has stopped renewing their lease."""
+        for response_id, request in runs:
+            metrics.RUNS_ADOPTED.inc()
+            log.info("run_adopted", response_id=response_id, node=self.node_id)
+            self.runs.start(
+                Run(
+                    key=key,
+                    epoch=epoch,
+                    response_id=response_id,
+                    request=msgspec.json.decode(request, type=Request),
+                )
+            )
+
+    # --- the end ---
+
+    async def drain(self) -> None:
+        """Take nothing new, finish what runs, say goodbye to every phone at a moment of its own.
+
+        Ends within ``drain_timeout_s`` plus ``drain_spread_s``. A second call waits for nothing new.
+        """
+        if self.draining:
+            return
+        self.draining = True
+        log.info("draining", connections=len(self._connections))
+        spread_s = self.settings.drain_spread_s
+        leaving = [
+            asyncio.create_task(connection.leave(random.uniform(0, spread_s)))  # noqa: S311 - spreading, not secrecy
+            for connection in tuple(self._connections)
+        ]
+        await self.runs.drain(self.settings.drain_timeout_s)
+        if leaving:
+            await asyncio.wait(leaving, timeout=spread_s + 1.0)

@@ -1,0 +1,189 @@
+"""How a session begins on a connection: find or make it, say where the two cursors stand, replay or snapshot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from chatd.actions.rules import Proposal
+from chatd.clock import epoch_ms, iso_ms
+from chatd.ledger import LedgerUnavailable
+from chatd.replies.sessions import Opened, Request, session_key
+from context.layers import DepartmentLayer, PatientLayer
+from context.store import DepartmentUnknown, PatientUnknown
+from protocols.errors import ErrorCode, RemoteProtocolError
+from protocols.frames import (
+    ActionInfo,
+    DepartmentInfo,
+    Heartbeat,
+    Hello,
+    Limits,
+    ModelState,
+    OpenResponse,
+    PatientInfo,
+    Snapshot,
+    User,
+    Welcome,
+)
+from protocols.session import ResumePlan, resume_plan
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from chatd.gateway.connection import Connection
+
+#: All phones of the original design that a user holds share one session: they cannot name one on connecting.
+COMPAT_SESSION_ID = "compat"
+
+
+async def welcome(connection: Connection, hello: Hello) -> int:
+    """Open the session and queue ``welcome``, and ``snapshot`` where the client cannot go on from what it has.
+
+    Returns the ``seq`` after which the connection goes on: what follows is in the log. The connection is joined
+    to the session's appends before the log is looked at, so nothing falls between.
+
+    Raises:
+        SessionsUnavailable, StoreUnavailable, ContextNotLoaded: come back in a moment.
+        DepartmentUnknown: the path names no department of this hospital.
+    """
+    node = connection.node
+    department = await _department(connection)
+    session_id = COMPAT_SESSION_ID if connection.compat else hello.session_id or f"sess_{connection.connection_id[2:]}"
+    key = session_key(connection.user_id, connection.department, session_id)
+    opened = await node.sessions.open(key)
+    connection.key, connection.epoch, connection.session_id = key, opened.epoch, session_id
+    connection.active_patient_id = opened.patient_id
+    node.joined(connection, key)
+    first_seq = await node.sessions.first_seq(key)
+    resume = hello.resume
+    plan = resume_plan(
+        resume,
+        epoch=opened.epoch,
+        first_seq=opened.seq + 1 if first_seq is None else first_seq,
+        last_seq=opened.seq,
+        known=opened.existed or (resume is not None and opened.was_lost(resume.epoch)),
+    )
+    resume_from = plan.replay_from - 1
+    connection.session.opened(opened.epoch, resume_from, 0)
+    if not connection.compat:
+        connection.send(await _welcome(connection, opened, department, plan))
+        if not plan.resumed:
+            connection.send(await _snapshot(connection, opened))
+    return resume_from
+
+
+async def _department(connection: Connection) -> DepartmentLayer:
+    for department in await connection.node.store.departments():
+        if department.department_id == connection.department:
+            return department
+    raise DepartmentUnknown
+
+
+async def _welcome(connection: Connection, opened: Opened, department: DepartmentLayer, plan: ResumePlan) -> Welcome:
+    node, principal = connection.node, connection.principal
+    assert principal is not None  # noqa: S101 - authorised before it is opened
+    now = node.clock.now()
+    limit = node.settings.messages_per_minute
+    portuguese = connection.lang.lower().startswith("pt")
+    return Welcome(
+        connection_id=connection.connection_id,
+        session_id=connection.session_id,
+        server_time=iso_ms(now),
+        epoch=opened.epoch,
+        seq=opened.seq,
+        alert_seq=0,
+        resumed=plan.resumed,
+        replay=plan.replay,
+        gap_reason=plan.gap_reason,
+        heartbeat=Heartbeat(
+            interval_s=round(node.settings.ping_interval_s), timeout_s=round(node.settings.ping_timeout_s)
+        ),
+        limits=Limits(
+            messages_per_minute=limit,
+            remaining=await node.sessions.rate_remaining(
+                connection.user_id, now_ms=epoch_ms(now), messages_per_minute=limit
+            ),
+            max_message_bytes=node.settings.max_frame_bytes,
+            max_content_chars=node.settings.max_content_chars,
+        ),
+        user=User(
+            user_id=principal.user_id,
+            name=principal.name,
+            roles=tuple(principal.roles),
+            departments=tuple(principal.departments),
+        ),
+        department=DepartmentInfo(
+            id=department.department_id,
+            name=department.name_pt if portuguese else department.name,
+            actions=tuple(
+                ActionInfo(id=action.id, label=action.label_pt if portuguese else action.label, risk=action.risk)
+                for action in department.actions
+            ),
+        ),
+        model=ModelState(state="down" if node.settings.model_configured else "none"),
+        mode="facts_only",
+    )
+
+
+async def _snapshot(connection: Connection, opened: Opened) -> Snapshot:
+    """What a client starts from: the running questions, the proposals that wait, the open record."""
+    if connection.channel != "app":
+        return Snapshot()
+    node, now = connection.node, connection.node.clock.now()
+    running = [
+        (response_id, msgspec.json.decode(request, type=Request))
+        for response_id, request in await node.sessions.open_requests(opened.key)
+    ]
+    proposals = [msgspec.json.decode(raw, type=Proposal) for raw in await node.sessions.proposals(opened.key)]
+    try:
+        pending = await node.actions.pending(opened.key, now, proposals)
+    except LedgerUnavailable:
+        # Which of them are decided is not known, and none can be decided now: show none.
+        pending = ()
+    patient = None
+    if opened.patient_id is not None:
+        try:
+            layer = await permitted_patient(connection, opened.patient_id)
+            patient = patient_info(layer, now.date())
+        except RemoteProtocolError:
+            # The record was withdrawn or moved: the session starts without an open patient.
+            connection.active_patient_id = None
+    return Snapshot(
+        open_responses=tuple(
+            OpenResponse(response_id=response_id, client_msg_id=run.client_msg_id, patient_id=run.patient_id)
+            for response_id, run in running
+        ),
+        pending_actions=pending,
+        active_patient=patient,
+    )
+
+
+async def permitted_patient(connection: Connection, patient_id: str) -> PatientLayer:
+    """The patient's layer, if this department may see it.
+
+    Raises:
+        RemoteProtocolError: ``patient_unknown`` or ``forbidden``, with nothing about the patient.
+        ContextNotLoaded, StoreUnavailable.
+    """
+    try:
+        layer = await connection.node.store.patient(patient_id)
+    except PatientUnknown:
+        raise RemoteProtocolError(ErrorCode.PATIENT_UNKNOWN) from None
+    if connection.department not in layer.departments:
+        raise RemoteProtocolError(ErrorCode.FORBIDDEN)
+    return layer
+
+
+def patient_info(layer: PatientLayer, today: date) -> PatientInfo:
+    """The patient banner out of the record."""
+    return PatientInfo(
+        patient_id=layer.patient_id,
+        name=layer.name,
+        age_years=layer.age_years(today),
+        sex=layer.sex,
+        birth_date=layer.birth_date.isoformat() if layer.birth_date else None,
+        deceased=bool(layer.deceased),
+        allergies=tuple(allergy.name for allergy in layer.allergies if allergy.active),
+        allergy_status=layer.allergy_status,
+    )

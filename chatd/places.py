@@ -1,0 +1,113 @@
+"""Where an installation keeps its things: one data directory, the keys in it, the Redis and the ledger it joins."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from chatd.gateway.auth import TokenConfig, TokenVerifier
+from chatd.settings import Settings, SettingsError
+from context.seal import KeyRing
+
+#: Bytes of the demo's HS256 key: as long as its hash. Source: RFC 7518, section 3.2.
+_JWT_SECRET_BYTES = 32
+
+
+class RunFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What a running ``chatd up`` tells others on the same data directory; no secrets are in it."""
+
+    pid: int
+    redis_url: str
+    ledger_url: str
+    demo: bool
+    host: str
+    port: int
+
+
+class Places:
+    """The paths and addresses of one installation. Making one touches nothing; each method says what it creates."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.data = settings.data_path
+        self.run_file = self.data / "run.json"
+        running = self.running()
+        self.redis_url = settings.redis_url or (running.redis_url if running else "")
+        self.ledger_url = (
+            settings.ledger_url
+            or (running.ledger_url if running else "")
+            or f"sqlite:///{self.data / 'ledger.sqlite3'}"
+        )
+
+    def prepare(self) -> None:
+        """Make the data directory, for its owner alone; an existing one keeps its mode."""
+        self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.data / "keys").mkdir(exist_ok=True, mode=0o700)
+
+    def running(self) -> RunFile | None:
+        """The ``chatd up`` on this directory, if one is alive."""
+        try:
+            run = msgspec.json.decode(self.run_file.read_bytes(), type=RunFile)
+            os.kill(run.pid, 0)
+        except (OSError, msgspec.DecodeError, ProcessLookupError):
+            return None
+        return run
+
+    def write_run_file(self, run: RunFile) -> None:
+        """Replace the run file at once, so that nobody reads half of it."""
+        beside = self.run_file.with_suffix(f".{run.pid}")
+        beside.write_bytes(msgspec.json.encode(run))
+        beside.replace(self.run_file)
+
+    def key_ring(self) -> KeyRing:
+        """The sealing keys: from settings, from a key file, else from the data directory, made there when absent."""
+        if self.settings.seal_keys:
+            return KeyRing.parse(self.settings.seal_keys)
+        if self.settings.seal_key_file:
+            return KeyRing.load(Path(self.settings.seal_key_file))
+        self.prepare()
+        return KeyRing.load(self.data / "keys" / "seal.keys", create=True)
+
+    def jwt_secret(self) -> bytes:
+        """The demo's HS256 key, made when absent; two processes that make it at once agree on one.
+
+        Raises:
+            SettingsError: the file is not a key, or others can read it.
+        """
+        path = Path(self.settings.jwt_key_file) if self.settings.jwt_key_file else self.data / "keys" / "jwt.key"
+        if not path.exists() and not self.settings.jwt_key_file:
+            self.prepare()
+            beside = path.with_suffix(f".{os.getpid()}.{secrets.token_hex(4)}")
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(_JWT_SECRET_BYTES))
+            try:
+                os.link(beside, path)
+            except FileExistsError:
+                pass
+            finally:
+                beside.unlink()
+        if path.stat().st_mode & 0o077:
+            raise SettingsError(f"{path} can be read by others; run chmod 600")
+        secret = path.read_text().strip().encode()
+        if len(secret) < _JWT_SECRET_BYTES:
+            raise SettingsError(f"{path} is shorter than {_JWT_SECRET_BYTES} bytes")
+        return secret
+
+    def token_verifier(self) -> TokenVerifier:
+        """Checks tokens by the hospital's public keys when set, else by the demo's key."""
+        settings = self.settings
+        outside = bool(settings.jwt_public_key_file or settings.jwt_jwks_file)
+        return TokenVerifier(
+            TokenConfig(
+                issuer=settings.jwt_issuer,
+                audience=settings.jwt_audience,
+                max_lifetime_s=settings.jwt_max_ttl_s,
+                secret=b"" if outside else self.jwt_secret(),
+                public_key_file=Path(settings.jwt_public_key_file) if settings.jwt_public_key_file else None,
+                jwks_file=Path(settings.jwt_jwks_file) if settings.jwt_jwks_file else None,
+            )
+        )

@@ -1,0 +1,158 @@
+"""Keeps the layers in Redis: loads them from their sources at start, and again whenever Redis has lost them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from datetime import datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import msgspec
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from chatd import demo, metrics
+from chatd.actions.catalogue import catalogue_of
+from chatd.clock import Clock
+from chatd.logs import error_name
+from chatd.places import Places
+from context.feeds import Feeds
+from context.fhir import Importer
+from context.layers import DepartmentLayer, DoctorLayer, HospitalLayer, PatientLayer
+from context.store import ContextStore, StoreError
+from protocols.errors import ChatdError
+
+log = structlog.get_logger(__name__)
+
+#: How often a node looks whether the layers are still there.
+_LOOK_S = 0.5
+#: One node loads; another takes over when it has not finished by then.
+_LOADING_LEASE_MS = 60_000
+_LOADING_KEY = "chatd:loading"
+
+
+class HospitalFileError(ChatdError):
+    """``hospital.json`` of the data directory cannot be used; the text names the field."""
+
+
+class Configured(msgspec.Struct, frozen=True, kw_only=True):
+    """What an installation says of itself, beside its patients: ``hospital.json`` in the data directory."""
+
+    hospital: HospitalLayer
+    departments: tuple[DepartmentLayer, ...]
+    staff: tuple[DoctorLayer, ...] = ()
+
+
+def configured(data: Path, *, with_staff: bool, now: datetime) -> Configured:
+    """The hospital, its departments with their catalogues, and its staff.
+
+    From ``hospital.json`` in the data directory if there is one, else the four departments chatd comes with, and
+    the demo's staff if ``with_staff``.
+
+    Raises:
+        HospitalFileError: the file is there and cannot be used; nothing is guessed in its place.
+    """
+    path = data / "hospital.json"
+    if path.exists():
+        try:
+            found = msgspec.json.decode(path.read_bytes(), type=Configured)
+        except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise HospitalFileError(f"hospital.json: {error}") from None
+    else:
+        built_in = demo.load(now)
+        found = Configured(
+            hospital=built_in.hospital,
+            departments=tuple(built_in.departments),
+            staff=tuple(built_in.doctors) if with_staff else (),
+        )
+    departments = tuple(
+        d if d.actions else msgspec.structs.replace(d, actions=catalogue_of(d.department_id)) for d in found.departments
+    )
+    return msgspec.structs.replace(found, departments=departments)
+
+
+class ForAll:
+    """A store in which a patient of no department is every department's: imported without ``--department``."""
+
+    def __init__(self, store: ContextStore, departments: tuple[str, ...]) -> None:
+        self._store = store
+        self._departments = departments
+
+    async def put_patient(self, layer: PatientLayer) -> PatientLayer:
+        if not layer.departments:
+            layer = msgspec.structs.replace(layer, departments=self._departments)
+        return await self._store.put_patient(layer)
+
+
+class RecordKeeper:
+    """Loads all layers of an installation into Redis; ``run`` does it whenever they are gone."""
+
+    def __init__(self, store: ContextStore, redis: Redis, places: Places, *, demo: bool, clock: Clock) -> None:
+        self._store = store
+        self._redis = redis
+        self._places = places
+        self._demo = demo
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Look and load until cancelled; a fault is logged and tried again."""
+        while True:
+            try:
+                loaded = await self._store.is_loaded()
+                metrics.CONTEXT_LOADED.set(int(loaded))
+                if not loaded:
+                    await self._load_alone()
+            except (StoreError, RedisError, OSError, TimeoutError, ChatdError) as error:
+                metrics.CONTEXT_LOADED.set(0)
+                log.warning("layers_not_loaded", error=error_name(error))
+            await asyncio.sleep(_LOOK_S)
+
+    async def _load_alone(self) -> None:
+        """Load, unless another node is at it."""
+        mine = secrets.token_hex(8)
+        if not await self._redis.set(_LOADING_KEY, mine, nx=True, px=_LOADING_LEASE_MS):
+            return
+        try:
+            await self.load()
+        finally:
+            # A lease that has run out may be another node's by now.
+            if await self._redis.get(_LOADING_KEY) == mine.encode():
+                await self._redis.delete(_LOADING_KEY)
+
+    async def load(self) -> None:
+        """Put every layer into Redis and mark them loaded; twice leaves the same layers."""
+        now = self._clock.now()
+        found = configured(self._places.data, with_staff=self._demo, now=now)
+        await self._store.put_hospital(found.hospital)
+        for department in found.departments:
+            await self._store.put_department(department)
+        for doctor in found.staff:
+            await self._store.put_doctor(doctor)
+        patients = 0
+        if self._demo:
+            zone = ZoneInfo(found.hospital.timezone)
+            for layer in await asyncio.to_thread(demo_patients, now, zone):
+                await self._store.put_patient(layer)
+                patients += 1
+        everybody = tuple(department.department_id for department in found.departments)
+        feeds = Feeds(self._places.data)
+        reload = await feeds.reload(ForAll(self._store, everybody), now, zone=ZoneInfo(found.hospital.timezone))
+        for problem in reload.problems:
+            # A path may be named after a patient; the registry tells the operator which file it was.
+            log.warning("feed_problem", reason=problem.reason)
+        generation = secrets.token_hex(8)
+        await self._store.mark_loaded(generation)
+        metrics.CONTEXT_RELOADS.inc()
+        log.info("layers_loaded", departments=len(everybody), patients=patients + reload.patients)
+
+
+def demo_patients(now: datetime, zone: ZoneInfo) -> list[PatientLayer]:
+    """The demo's patients, through the same import as real ones."""
+    layers = []
+    for department, bundle in demo.load(now).bundles:
+        importer = Importer(departments=(department,), now=now, zone=zone)
+        importer.add_file("demo", msgspec.json.encode(bundle))
+        layers += [imported.layer for imported in importer.finish().patients]
+    return layers

@@ -1,0 +1,298 @@
+"""One question's way from accepted to answered: read the layers, send the facts, send the one answer.
+
+A run belongs to the node that holds its lease. Every step is an append that is done once however often it is
+tried, and what is computed rests on the time the question came in, so a node that takes over computes the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import msgspec
+import structlog
+
+from chatd import metrics
+from chatd.actions.rules import Proposal, propose, proposed_action
+from chatd.clock import Clock, epoch_ms, iso_ms
+from chatd.faults import FaultPoints
+from chatd.logs import error_name
+from chatd.replies.answer import respond
+from chatd.replies.facts import build
+from chatd.replies.sessions import Fenced, Request, SessionLost, Sessions, SessionsUnavailable
+from context.layers import Layers, Message, PendingAction
+from context.library import Library
+from context.store import ContextNotLoaded, ContextStore, DepartmentUnknown, PatientUnknown, StoreUnavailable
+from protocols.errors import ErrorCode, error_text
+from protocols.frames import AiResponse, Content, Status, StructuredData
+
+log = structlog.get_logger(__name__)
+
+#: First and longest pause before a step is tried again while Redis is away.
+_BACKOFF_FIRST_S = 0.1
+_BACKOFF_MOST_S = 2.0
+
+#: Called with (session key, seq, frame without position) after each append of this node.
+Appended = Callable[[str, int, bytes], None]
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """An accepted question on its way."""
+
+    key: str
+    epoch: str
+    response_id: str
+    request: Request
+
+
+class Runs:
+    """The runs of this node: one task each, at most as many as there are accepted questions.
+
+    A task is owned by this object and ends with its answer, when another node has taken over, when the session
+    is lost, or by ``drain``.
+    """
+
+    def __init__(
+        self,
+        *,
+        sessions: Sessions,
+        store: ContextStore,
+        library: Library,
+        clock: Clock,
+        node_id: str,
+        model_configured: bool,
+        action_ttl_s: float,
+        give_up_s: float,
+        faults: FaultPoints,
+    ) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._library = library
+        self._clock = clock
+        self._node_id = node_id
+        self._model_configured = model_configured
+        self._action_ttl = timedelta(seconds=action_ttl_s)
+        self._give_up_ms = round(give_up_s * 1000)
+        self._faults = faults
+        self._tasks: dict[str, tuple[Run, asyncio.Task[None]]] = {}
+        self.on_appended: Appended | None = None
+
+    @property
+    def sessions_running(self) -> set[tuple[str, str]]:
+        """The (key, epoch) of every session with a run on this node."""
+        return {(run.key, run.epoch) for run, _ in self._tasks.values()}
+
+    def start(self, run: Run, layers: Layers | None = None) -> None:
+        """Begin or take over a run; a run that is already going on here goes on."""
+        if run.response_id in self._tasks:
+            return
+        task = asyncio.create_task(self._drive(run, layers), name=f"run-{run.response_id}")
+        self._tasks[run.response_id] = (run, task)
+        metrics.RUNS_OPEN.inc()
+
+        def ended(_: asyncio.Task[None]) -> None:
+            self._tasks.pop(run.response_id, None)
+            metrics.RUNS_OPEN.dec()
+
+        task.add_done_callback(ended)
+
+    async def cancel(self, run: Run) -> int:
+        """End a run with status ``cancelled`` unless it has ended; returns the ``seq`` of its one answer.
+
+        Any node may cancel: the first final frame wins and the others change nothing.
+        """
+        answer = self._unanswered(run, "cancelled", _cancelled(run.request.lang))
+        seq = await self._finish(run, answer, owner="")
+        if (running := self._tasks.get(run.response_id)) is not None:
+            running[1].cancel()
+        return seq
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait for running answers, at most ``timeout_s``; what is left is taken over by another node."""
+        tasks = [task for _, task in self._tasks.values()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+        for _, task in self._tasks.values():
+            task.cancel()
+
+    async def _drive(self, run: Run, layers: Layers | None) -> None:
+        started_ms = self._clock.monotonic_ms()
+        pause_s = _BACKOFF_FIRST_S
+        while True:
+            try:
+                await self._answer(run, layers, started_ms)
+                return
+            except (SessionLost, Fenced) as ended:
+                log.info("run_left", response_id=run.response_id, reason=type(ended).__name__)
+                return
+            except (SessionsUnavailable, StoreUnavailable, ContextNotLoaded) as error:
+                if self._clock.monotonic_ms() - started_ms > self._give_up_ms:
+                    log.warning("run_given_up", response_id=run.response_id, reason=type(error).__name__)
+                    return
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _BACKOFF_MOST_S)
+            except Exception as error:  # the one place where an unexpected fault becomes a visible answer
+                log.error("run_failed", response_id=run.response_id, error=error_name(error))
+                try:
+                    await self._fail(run)
+                except (SessionLost, Fenced, SessionsUnavailable):
+                    log.warning("run_failure_not_recorded", response_id=run.response_id)
+                return
+
+    async def _answer(self, run: Run, layers: Layers | None, started_ms: int) -> None:
+        request = run.request
+        if layers is None:
+            try:
+                layers = await self._store.read(
+                    department_id=request.department,
+                    user_id=request.user_id,
+                    patient_id=request.patient_id,
+                    session_key=run.key,
+                )
+            except (PatientUnknown, DepartmentUnknown):
+                # The record was withdrawn between accepted and now.
+                await self._fail(run, ErrorCode.PATIENT_UNKNOWN)
+                return
+        # Everything below rests on the moment the question came in: doing it again gives the same bytes.
+        now = request.received_at
+        facts = build(layers, request.content, library=self._library, now=now, lang=request.lang)
+        frame = facts.frame(response_id=run.response_id, client_msg_id=request.client_msg_id)
+        await self._append(run, f"facts:{run.response_id}", msgspec.json.encode(frame))
+        metrics.FACTS_SECONDS.observe((self._clock.monotonic_ms() - started_ms) / 1000)
+        self._faults.reached("facts")
+        answer = respond(
+            facts,
+            layers,
+            response_id=run.response_id,
+            client_msg_id=request.client_msg_id,
+            session_id=request.session_id,
+            now=now,
+            model_configured=self._model_configured,
+        )
+        proposals = self._proposals(run, answer, layers)
+        data = msgspec.structs.replace(
+            answer.content.structured_data,
+            actions=tuple(proposed_action(proposal) for proposal in proposals),
+            quick_actions=tuple(proposal.label for proposal in proposals),
+        )
+        content = msgspec.structs.replace(answer.content, structured_data=data)
+        elapsed_ms = self._clock.monotonic_ms() - started_ms
+        answer = msgspec.structs.replace(answer, content=content, processing_time_ms=elapsed_ms)
+        await self._finish(run, answer, owner=self._node_id, proposals=proposals)
+        metrics.ANSWER_SECONDS.observe(elapsed_ms / 1000)
+        await self._remember(run, answer)
+
+    def _proposals(self, run: Run, answer: AiResponse, layers: Layers) -> list[Proposal]:
+        """The answer's quick actions, with all that a later confirmation is bound to."""
+        request = run.request
+        catalogue = {action.id: action for action in layers.department.actions}
+        return [
+            propose(
+                catalogue[action.catalog_id],
+                response_id=run.response_id,
+                session_id=run.key,
+                department=request.department,
+                user_id=request.user_id,
+                patient=layers.patient,
+                context_hash=action.bound.context,
+                now=request.received_at,
+                lang=request.lang,
+                ttl=self._action_ttl,
+            )
+            for action in answer.content.structured_data.actions
+        ]
+
+    async def _finish(self, run: Run, answer: AiResponse, *, owner: str, proposals: Sequence[Proposal] = ()) -> int:
+        request = run.request
+        seq, new = await self._sessions.append(
+            run.key,
+            run.epoch,
+            f"final:{run.response_id}",
+            encoded := msgspec.json.encode(answer),
+            response_id=run.response_id,
+            owner=owner,
+            ends_run=True,
+            proposals=[(proposal.action_id, msgspec.json.encode(proposal)) for proposal in proposals],
+        )
+        if new:
+            metrics.QUESTIONS.labels(answer.status).inc()
+            log.info(
+                "answered",
+                response_id=run.response_id,
+                user_id=request.user_id,
+                department=request.department,
+                status=answer.status,
+                processing_time_ms=answer.processing_time_ms,
+                frame_bytes=len(encoded),
+            )
+            self._faults.reached("answer")
+            if self.on_appended is not None:
+                self.on_appended(run.key, seq, encoded)
+        return seq
+
+    async def _append(self, run: Run, event_id: str, frame: bytes) -> None:
+        seq, new = await self._sessions.append(
+            run.key, run.epoch, event_id, frame, response_id=run.response_id, owner=self._node_id
+        )
+        if new and self.on_appended is not None:
+            self.on_appended(run.key, seq, frame)
+
+    async def _fail(self, run: Run, code: ErrorCode = ErrorCode.INTERNAL) -> None:
+        answer = self._unanswered(run, "failed", error_text(code, run.request.lang))
+        await self._finish(run, answer, owner=self._node_id)
+
+    def _unanswered(self, run: Run, status: Status, text: str) -> AiResponse:
+        """The one answer to a question that gets none: what became of it, and no word about the patient."""
+        now, request = self._clock.now(), run.request
+        return AiResponse(
+            response_id=run.response_id,
+            content=Content(text=text, structured_data=StructuredData(headline=text)),
+            processing_time_ms=max(0, epoch_ms(now) - epoch_ms(request.received_at)),
+            status=status,
+            finish_reason=status,
+            client_msg_id=request.client_msg_id,
+            session_id=request.session_id,
+            department=request.department,
+            patient_id=request.patient_id,
+            response_type="none",
+            timestamp=iso_ms(now),
+        )
+
+    async def _remember(self, run: Run, answer: AiResponse) -> None:
+        """Write question and answer into the session's memory; losing this loses no promise."""
+        request = run.request
+        about = request.patient_id
+        asked = Message(role="doctor", text=request.content, at=request.received_at, patient_id=about)
+        told = Message(
+            role="chatd",
+            text=answer.content.text,
+            at=request.received_at,
+            patient_id=about,
+            response_id=run.response_id,
+        )
+        pending = tuple(
+            PendingAction(
+                action_id=action.action_id,
+                catalog_id=action.catalog_id,
+                label=action.label,
+                patient_id=action.bound.patient_id,
+                expires_at=request.received_at + self._action_ttl,
+            )
+            for action in answer.content.structured_data.actions
+        )
+        try:
+            await self._store.remember(
+                run.key,
+                asked,
+                told,
+                patient_id=about,
+                topic=answer.response_type,
+                pending=pending,
+            )
+        except StoreUnavailable:
+            log.warning("memory_not_written", response_id=run.response_id, at=iso_ms(self._clock.now()))
+
+
+def _cancelled(lang: str) -> str:
+    return "Cancelado a pedido." if lang.startswith("pt") else "Cancelled on request."

@@ -1,0 +1,138 @@
+"""One gateway process: uvicorn around the application, drained before it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import threading
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from chatd import app as application
+from chatd import logs
+from chatd.gateway.transport import ChatdProtocol
+from chatd.places import Places
+from chatd.readiness import readiness
+from chatd.settings import Settings
+
+#: Connections that the kernel holds while the loop is busy: a whole hospital comes back at once.
+_BACKLOG = 2048
+#: After the drain nothing is left to wait for; uvicorn's own grace is for stray HTTP requests.
+_GRACE_S = 2
+_READY_POLL_S = 0.05
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn's server that drains before it stops, instead of closing every phone in one instant with 1012."""
+
+    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+        super().__init__(config)
+        self._app = app
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._signals = 0
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets=sockets)  # type: ignore[arg-type]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain. Second: stop now."""
+        self._signals += 1
+        if self._signals > 1 or self._loop is None or not self.started:
+            self.force_exit = self._signals > 1
+            self.should_exit = True
+            return
+        self._loop.call_soon_threadsafe(self.stop_soon)
+
+    def stop_soon(self) -> None:
+        """Begin the drain; further calls change nothing."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            await self._app.state.node.drain()
+        finally:
+            self.should_exit = True
+
+
+def serve(settings: Settings, places: Places, *, supervised: bool) -> int:
+    """Run a gateway until it is told to stop; returns the exit status.
+
+    Prints ``ready http://HOST:PORT`` once questions can be answered.
+
+    Args:
+        supervised: Stop too when standard input ends: the ``chatd up`` that holds its other end is gone.
+    """
+    writer = logs.set_up(settings.log_level)
+    app = application.build(settings, places)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        ws=ChatdProtocol,
+        ws_max_size=settings.max_frame_bytes,
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,
+        ws_ping_timeout=None,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=_GRACE_S,
+        lifespan="on",
+    )
+    server = GatewayServer(config, app)
+    try:
+        asyncio.run(_serve(server, app, supervised=supervised))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        writer.close()
+    return 0
+
+
+async def _serve(server: GatewayServer, app: Starlette, *, supervised: bool) -> None:
+    announcing = asyncio.create_task(_announce(server, app))
+    if supervised:
+        _stop_with_parent(server, asyncio.get_running_loop())
+    try:
+        await server.serve()
+    finally:
+        announcing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await announcing
+
+
+async def _announce(server: GatewayServer, app: Starlette) -> None:
+    while not server.started or not (await readiness(app.state.node)).ready:  # noqa: ASYNC110 - asks Redis each time
+        await asyncio.sleep(_READY_POLL_S)
+    # What is alive now stays alive: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
+    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"ready http://{shown}:{port}", flush=True)
+
+
+def _stop_with_parent(server: GatewayServer, loop: asyncio.AbstractEventLoop) -> None:
+    def wait_for_end() -> None:
+        # The descriptor, not sys.stdin: its lock would be held by this thread when the interpreter ends.
+        while os.read(0, 1):
+            pass
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(server.stop_soon)
+
+    threading.Thread(target=wait_for_end, name="parent", daemon=True).start()
+
+
+def ignore_interrupt() -> None:
+    """Ctrl-C reaches the whole terminal group; a supervised gateway waits for its supervisor's word."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,188 @@
+"""``chatd up``: all that one machine needs in one command, supervised, and stopped with it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import IO
+
+from chatd.places import Places, RunFile
+from chatd.private_redis import PrivateRedis
+from chatd.settings import Settings
+
+_TICK_S = 0.2
+#: A gateway that dies at once is started again, not more often than this.
+_RESTART_PAUSE_S = 1.0
+#: The port may be held for a moment by the gateway of a killed predecessor that is still draining.
+_PORT_WAIT_S = 20.0
+_READY_WAIT_S = 120.0
+#: Drain, its spread and a margin.
+_STOP_WAIT_S = 15.0
+
+
+class UpError(Exception):
+    """``chatd up`` cannot start; the text says why."""
+
+
+class Supervisor:
+    """Starts Redis (unless one is given) and a gateway, starts them again when they die, stops what it started."""
+
+    def __init__(self, settings: Settings, places: Places, *, own_redis: bool) -> None:
+        self._settings = settings
+        self._places = places
+        self._redis = PrivateRedis(settings.data_path) if own_redis else None
+        self._gateway: subprocess.Popen[str] | None = None
+        self._lines: queue.Queue[str] = queue.Queue(1000)
+        self._stop = threading.Event()
+        self._port = settings.port
+
+    def run(self) -> int:
+        """Run until SIGINT or SIGTERM; returns the exit status.
+
+        Raises:
+            UpError: another ``chatd up`` holds the directory, the port is taken, or the gateway does not start.
+        """
+        self._places.prepare()
+        lock = self._lock()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        try:
+            self._wait_for_port()
+            if self._redis is not None:
+                self._redis.start()
+            redis_url = self._redis.url if self._redis is not None else self._settings.redis_url
+            self._write_run_file(redis_url)
+            self._start_gateway()
+            self._port = self._await_ready()
+            self._write_run_file(redis_url)
+            print(f"ready http://{_shown(self._settings.host)}:{self._port}", flush=True)
+            self._watch()
+            return 0
+        finally:
+            self._shut_down()
+            self._places.run_file.unlink(missing_ok=True)
+            lock.close()
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._stop.set()
+
+    def _lock(self) -> IO[str]:
+        lock = (self._places.data / "up.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            running = self._places.running()
+            where = f" (pid {running.pid}, http://{running.host}:{running.port})" if running else ""
+            raise UpError(f"chatd up is already running on {self._places.data}{where}") from None
+        return lock
+
+    def _wait_for_port(self) -> None:
+        """Wait until the port is free; a draining predecessor lets go of it by itself."""
+        if self._port == 0:
+            return
+        give_up = time.monotonic() + _PORT_WAIT_S
+        told = False
+        while not self._stop.is_set():
+            family = socket.AF_INET6 if ":" in self._settings.host else socket.AF_INET
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((self._settings.host, self._port))
+                    return
+                except OSError as error:
+                    if time.monotonic() > give_up:
+                        raise UpError(
+                            f"{self._settings.host}:{self._port} is taken ({error.strerror}); choose another --port"
+                        ) from None
+            if not told:
+                print(f"waiting for {self._settings.host}:{self._port} to become free ...", file=sys.stderr)
+                told = True
+            self._stop.wait(_TICK_S)
+
+    def _write_run_file(self, redis_url: str) -> None:
+        self._places.write_run_file(
+            RunFile(
+                pid=os.getpid(),
+                redis_url=redis_url,
+                ledger_url=self._places.ledger_url,
+                demo=self._settings.demo,
+                host=self._settings.host,
+                port=self._port,
+            )
+        )
+
+    def _start_gateway(self) -> None:
+        command: Sequence[str] = [
+            *(sys.executable, "-m", "chatd", "serve", "--supervised"),
+            *("--data-dir", str(self._places.data)),
+            *("--host", self._settings.host),
+            *("--port", str(self._port)),
+        ]
+        self._gateway = subprocess.Popen(  # noqa: S603 - this very program
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+        )
+        threading.Thread(target=self._read_lines, args=(self._gateway.stdout,), daemon=True).start()
+
+    def _read_lines(self, stream: IO[str]) -> None:
+        for line in stream:
+            try:
+                self._lines.put_nowait(line.strip())
+            except queue.Full:
+                return
+
+    def _await_ready(self) -> int:
+        give_up = time.monotonic() + _READY_WAIT_S
+        while not self._stop.is_set():
+            try:
+                line = self._lines.get(timeout=_TICK_S)
+            except queue.Empty:
+                if self._gateway is not None and self._gateway.poll() is not None:
+                    raise UpError("the gateway did not start; the reason is above") from None
+                if time.monotonic() > give_up:
+                    raise UpError(f"the gateway was not ready within {_READY_WAIT_S:.0f} s") from None
+                continue
+            if line.startswith("ready "):
+                return int(line.rsplit(":", 1)[1])
+        raise UpError("stopped before it was ready")
+
+    def _watch(self) -> None:
+        """Start again what dies: phones come back by themselves, layers are loaded again, sessions begin anew."""
+        while not self._stop.wait(_TICK_S):
+            if self._redis is not None and not self._redis.is_answering():
+                self._redis.reap()
+                # One that is only slow answers again; starting beside it would split the state in two.
+                if not self._redis.is_running():
+                    print("redis has ended, starting it again", file=sys.stderr)
+                    self._redis.start()
+            if self._gateway is not None and self._gateway.poll() is not None:
+                print(f"gateway has ended ({self._gateway.returncode}), starting it again", file=sys.stderr)
+                if self._stop.wait(_RESTART_PAUSE_S):
+                    return
+                self._start_gateway()
+
+    def _shut_down(self) -> None:
+        if self._gateway is not None and self._gateway.poll() is None:
+            self._gateway.terminate()
+            try:
+                self._gateway.wait(_STOP_WAIT_S)
+            except subprocess.TimeoutExpired:
+                self._gateway.kill()
+                self._gateway.wait(_STOP_WAIT_S)
+        if self._gateway is not None and self._gateway.stdin is not None:
+            self._gateway.stdin.close()
+        if self._redis is not None:
+            self._redis.stop()
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
