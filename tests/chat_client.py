@@ -1,0 +1,148 @@
+"""A strict chatd.v1 client for tests: it resumes, resends, and raises on every broken promise of the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections import defaultdict
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+#: No single wait of a test is longer; a server that needs more has failed.
+WAIT_S = 20.0
+
+
+class Broken(AssertionError):
+    """The server broke a promise of the protocol."""
+
+
+class ChatClient:
+    """One phone. ``frames`` holds every durable frame once, in order; ``direct`` the others since the last connect."""
+
+    def __init__(self, url: str, *, department: str, user_id: str, token: str, session_id: str | None = None) -> None:
+        self.url = f"{url.replace('http', 'ws', 1)}/chat/{department}/{user_id}"
+        self.token = token
+        self.session_id = session_id or f"sess_{secrets.token_hex(6)}"
+        self.epoch = ""
+        self.seq = 0
+        self.frames: list[dict[str, Any]] = []
+        self.direct: list[dict[str, Any]] = []
+        self.welcome: dict[str, Any] = {}
+        self.snapshot: dict[str, Any] | None = None
+        self.accepted: dict[str, str] = {}
+        self.answers: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.socket: ClientConnection | None = None
+        self.lang = "en"
+
+    async def connect(self, url: str | None = None) -> dict[str, Any]:
+        """Open the socket, say hello, take welcome (and snapshot); returns welcome."""
+        if url is not None:
+            self.url = f"{url.replace('http', 'ws', 1)}/{self.url.split('/', 3)[3]}"
+        self.socket = await connect(
+            self.url, subprotocols=["chatd.v1"], compression=None, ping_interval=None, open_timeout=WAIT_S
+        )  # type: ignore[arg-type]
+        hello: dict[str, Any] = {
+            "type": "hello",
+            "token": self.token,
+            "session_id": self.session_id,
+            "device_id": "d-test",
+            "lang": self.lang,
+        }
+        if self.epoch:
+            hello["resume"] = {"epoch": self.epoch, "seq": self.seq, "alert_seq": 0}
+        await self.send(hello)
+        welcome = await self._next()
+        if welcome["type"] != "welcome":
+            raise Broken(f"first frame is {welcome}")
+        self.welcome, self.snapshot = welcome, None
+        if not welcome["resumed"]:
+            self.snapshot = await self._next()
+            if self.snapshot["type"] != "snapshot":
+                raise Broken("no snapshot after a welcome that is not resumed")
+            self.epoch, self.seq = welcome["epoch"], welcome["seq"]
+        elif welcome["seq"] != self.seq + welcome["replay"]:
+            raise Broken("welcome counts wrongly")
+        return welcome
+
+    async def send(self, frame: dict[str, Any]) -> None:
+        assert self.socket is not None
+        await self.socket.send(json.dumps(frame))
+
+    async def _next(self) -> dict[str, Any]:
+        assert self.socket is not None
+        async with asyncio.timeout(WAIT_S):
+            frame: dict[str, Any] = json.loads(await self.socket.recv())
+        return frame
+
+    async def receive(self) -> dict[str, Any]:
+        """The next frame, checked and noted."""
+        frame = await self._next()
+        if "seq" in frame and frame["type"] not in ("welcome",):
+            self._durable(frame)
+        else:
+            self.direct.append(frame)
+            if frame["type"] == "accepted" and frame.get("client_msg_id") and frame.get("response_id"):
+                known = self.accepted.setdefault(frame["client_msg_id"], frame["response_id"])
+                if known != frame["response_id"]:
+                    raise Broken("one message was accepted as two questions")
+        return frame
+
+    def _durable(self, frame: dict[str, Any]) -> None:
+        if frame["epoch"] != self.epoch:
+            raise Broken("a frame of another epoch")
+        if frame["seq"] <= self.seq:
+            raise Broken(f"seq {frame['seq']} came again after {self.seq}")
+        if frame["seq"] != self.seq + 1:
+            raise Broken(f"gap: seq {frame['seq']} after {self.seq}")
+        self.seq = frame["seq"]
+        self.frames.append(frame)
+        if frame["type"] == "ai_response":
+            self.answers[frame["client_msg_id"]].append(frame)
+            if len(self.answers[frame["client_msg_id"]]) > 1:
+                raise Broken("two answers to one message")
+
+    async def until(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Receive until a frame of this type with these fields has come, and return it."""
+        while True:
+            frame = await self.receive()
+            if frame["type"] == kind and all(frame.get(name) == value for name, value in fields.items()):
+                return frame
+
+    async def ask(
+        self, content: str, patient_id: str | None, *, client_msg_id: str | None = None, **extra: Any
+    ) -> list[dict[str, Any]]:
+        """Ask and return the frames up to the answer or the error."""
+        msg_id = client_msg_id or f"m-{secrets.token_hex(6)}"
+        await self.send(
+            {"type": "user_message", "client_msg_id": msg_id, "content": content, "patient_id": patient_id, **extra}
+        )
+        frames = []
+        while True:
+            frame = await self.receive()
+            frames.append(frame)
+            if frame["type"] in ("ai_response", "error") and frame.get("client_msg_id") == msg_id:
+                return frames
+
+    async def close(self) -> None:
+        if self.socket is not None:
+            await self.socket.close()
+            self.socket = None
+
+    async def cut(self) -> None:
+        """Lose the connection without a word, as a phone that leaves the Wi-Fi."""
+        if self.socket is not None:
+            self.socket.transport.abort()
+            self.socket = None
+
+    async def closed_with(self) -> int:
+        """Read to the end of the connection; returns the close code."""
+        assert self.socket is not None
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while True:
+                    self.direct.append(json.loads(await self.socket.recv()))
+        except ConnectionClosed as closed:
+            return closed.rcvd.code if closed.rcvd else 1006

@@ -1,0 +1,196 @@
+"""The session log on a real Redis: once is once, whoever repeats it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from chatd.replies.sessions import Fenced, SessionLost, Sessions, response_id_of, session_key
+from context.seal import KeyRing, Sealer
+
+KEY = session_key("dr.santos.cardio", "cardiology", "sess_1")
+LEASE_MS = 3000
+
+
+@pytest.fixture
+def sessions(redis: Redis) -> Sessions:
+    """Session logs of at most five events."""
+    return Sessions(redis, Sealer(KeyRing.generate()), b"k" * 32, ttl_ms=1_800_000, max_events=5)
+
+
+async def accept(
+    sessions: Sessions, epoch: str, msg_id: str = "m1", body: bytes = b"body", owner: str = "n1", now_ms: int = 1000
+) -> tuple[str, str]:
+    """Accept one question; returns outcome and response id."""
+    taken = await sessions.accept(
+        KEY,
+        epoch,
+        user_id="dr.santos.cardio",
+        client_msg_id=msg_id,
+        body=body,
+        response_id=response_id_of(KEY, epoch, msg_id),
+        request=b"request " + msg_id.encode(),
+        owner=owner,
+        now_ms=now_ms,
+        lease_ms=LEASE_MS,
+        messages_per_minute=3,
+    )
+    return taken.outcome, taken.response_id
+
+
+async def test_open_twice_is_one_session(sessions: Sessions) -> None:
+    """The second open finds the epoch of the first."""
+    first, second = await sessions.open(KEY), await sessions.open(KEY)
+    assert (first.existed, second.existed) == (False, True)
+    assert first.epoch == second.epoch
+    assert not second.was_lost(first.epoch)
+
+
+async def test_open_after_redis_lost_memory_tells_so(sessions: Sessions, redis: Redis) -> None:
+    """After Redis lost its memory the epoch is another one, and the old one is known as lost."""
+    before = await sessions.open(KEY)
+    await redis.flushall()
+    after = await sessions.open(KEY)
+    assert not after.existed
+    assert after.epoch != before.epoch
+    assert after.was_lost(before.epoch)
+
+
+async def test_accept_same_id_is_duplicate(sessions: Sessions) -> None:
+    """A resend gets the first response id and costs nothing of the rate."""
+    epoch = (await sessions.open(KEY)).epoch
+    first = await accept(sessions, epoch)
+    again = [await accept(sessions, epoch) for _ in range(5)]
+    assert first[0] == "accepted"
+    assert again == [("duplicate", first[1])] * 5
+    assert (await accept(sessions, epoch, "m2"))[0] == "accepted"
+
+
+async def test_accept_same_id_other_body_conflicts(sessions: Sessions) -> None:
+    """The same id with another body is refused."""
+    epoch = (await sessions.open(KEY)).epoch
+    await accept(sessions, epoch)
+    assert (await accept(sessions, epoch, body=b"other"))[0] == "conflict"
+
+
+async def test_accept_rate_is_a_sliding_minute(sessions: Sessions) -> None:
+    """The fourth question within a minute waits until the first one is a minute old."""
+    epoch = (await sessions.open(KEY)).epoch
+    for n in range(3):
+        assert (await accept(sessions, epoch, f"m{n}", now_ms=n * 1000))[0] == "accepted"
+    assert (await accept(sessions, epoch, "m3", now_ms=59_999))[0] == "limited"
+    assert (await accept(sessions, epoch, "m3", now_ms=60_000))[0] == "accepted"
+    assert (await accept(sessions, epoch, "m4", now_ms=60_500))[0] == "limited"
+
+
+async def test_accept_concurrent_resends_open_one_run(sessions: Sessions) -> None:
+    """Of many resends at once one is accepted."""
+    epoch = (await sessions.open(KEY)).epoch
+    outcomes = await asyncio.gather(*(accept(sessions, epoch) for _ in range(20)))
+    assert [outcome for outcome, _ in outcomes].count("accepted") == 1
+    assert len(await sessions.open_requests(KEY)) == 1
+
+
+async def test_accept_lost_epoch_raises(sessions: Sessions, redis: Redis) -> None:
+    """Nothing is accepted into a session that Redis has lost."""
+    epoch = (await sessions.open(KEY)).epoch
+    await redis.flushall()
+    with pytest.raises(SessionLost):
+        await accept(sessions, epoch)
+
+
+async def test_append_same_event_once(sessions: Sessions) -> None:
+    """Appending an event again gives its first seq and adds nothing."""
+    epoch = (await sessions.open(KEY)).epoch
+    assert await sessions.append(KEY, epoch, "context:1", b"a") == (1, True)
+    assert await sessions.append(KEY, epoch, "context:1", b"b") == (1, False)
+    assert await sessions.append(KEY, epoch, "context:2", b"c") == (2, True)
+    assert [(e.seq, e.frame) for e in await sessions.read(KEY, 0)] == [(1, b"a"), (2, b"c")]
+
+
+async def test_append_by_a_node_that_lost_the_run_is_fenced(sessions: Sessions) -> None:
+    """After another node took over a lapsed run, the first node's writes are refused."""
+    epoch = (await sessions.open(KEY)).epoch
+    _, response_id = await accept(sessions, epoch, owner="n1", now_ms=0)
+    kept = await sessions.keep([(KEY, epoch)], owner="n2", now_ms=LEASE_MS + 1, lease_ms=LEASE_MS)
+    assert kept[KEY] is not None
+    assert kept[KEY].adopted == ((response_id, b"request m1"),)
+    with pytest.raises(Fenced):
+        await sessions.append(KEY, epoch, f"facts:{response_id}", b"f", response_id=response_id, owner="n1")
+    seq, new = await sessions.append(
+        KEY, epoch, f"final:{response_id}", b"f", response_id=response_id, owner="n2", ends_run=True
+    )
+    assert (seq, new) == (1, True)
+    assert await sessions.open_requests(KEY) == []
+
+
+async def test_keep_renewed_run_is_not_taken(sessions: Sessions) -> None:
+    """A run whose node keeps renewing is never taken over."""
+    epoch = (await sessions.open(KEY)).epoch
+    await accept(sessions, epoch, owner="n1", now_ms=0)
+    for now_ms in range(0, 20_000, 1000):
+        await sessions.keep([(KEY, epoch)], owner="n1", now_ms=now_ms, lease_ms=LEASE_MS)
+        other = await sessions.keep([(KEY, epoch)], owner="n2", now_ms=now_ms + 500, lease_ms=LEASE_MS)
+        assert other[KEY] is not None
+        assert other[KEY].adopted == ()
+
+
+async def test_final_by_two_nodes_is_one_answer(sessions: Sessions) -> None:
+    """Two nodes that end a run at once make one answer."""
+    epoch = (await sessions.open(KEY)).epoch
+    _, response_id = await accept(sessions, epoch)
+    done = await asyncio.gather(
+        *(
+            sessions.append(KEY, epoch, f"final:{response_id}", bytes([n]), response_id=response_id, ends_run=True)
+            for n in range(10)
+        )
+    )
+    assert {seq for seq, _ in done} == {1}
+    assert [new for _, new in done].count(True) == 1
+
+
+async def test_log_is_bounded_and_says_where_it_begins(sessions: Sessions) -> None:
+    """The log keeps the newest events and tells the oldest it has."""
+    epoch = (await sessions.open(KEY)).epoch
+    assert await sessions.first_seq(KEY) is None
+    for n in range(8):
+        await sessions.append(KEY, epoch, f"context:{n}", b"x")
+    assert await sessions.first_seq(KEY) == 4
+    assert [e.seq for e in await sessions.read(KEY, 6)] == [7, 8]
+    assert await sessions.event(KEY, "context:0") is None
+
+
+async def test_redis_holds_no_word_in_the_clear(sessions: Sessions, redis: Redis) -> None:
+    """Neither question, frame, proposal nor patient id can be read in Redis."""
+    epoch = (await sessions.open(KEY)).epoch
+    _, response_id = await accept(sessions, epoch, body=b"CANARY-body")
+    await sessions.append(
+        KEY, epoch, "final:x", b"CANARY-frame", patient_id="CANARY-7823", proposals=[("act_1", b"CANARY-proposal")]
+    )
+    dumped = b""
+    for key in await redis.keys("*"):
+        dumped += key + (await redis.dump(key) or b"")
+        if await redis.type(key) == b"hash":
+            fields = await redis.hgetall(key)
+            dumped += b"".join(fields) + b"".join(fields.values())
+    assert response_id.encode() in dumped
+    assert b"CANARY" not in dumped
+    assert (await sessions.open(KEY)).patient_id == "CANARY-7823"
+    assert await sessions.proposal(KEY, "act_1") == b"CANARY-proposal"
+
+
+async def test_shred_leaves_nothing_of_the_session(sessions: Sessions, redis: Redis) -> None:
+    """After the end of a session no key of it is left."""
+    epoch = (await sessions.open(KEY)).epoch
+    await accept(sessions, epoch)
+    await sessions.append(KEY, epoch, "context:1", b"x", proposals=[("act_1", b"p")])
+    await sessions.shred(KEY)
+    assert await redis.keys("*sess_1*") == []
+
+
+def test_session_key_of_another_user_differs() -> None:
+    """No choice of a session id reaches the session of another user or department."""
+    assert session_key("a", "b", "c") != session_key("a", "b:c", "c")
+    assert session_key("a:b", "c", "d") != session_key("a", "b:c", "d")
