@@ -19,8 +19,10 @@ from fhir.resources.R4B.bundle import Bundle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatd.actions import DRAFTABLE, Actions, Actor, Proposal, Step, draft_of, propose
-from chatd.actions.service import MAX_SUMMARY_CHARS
+from chatd.actions.catalogue import catalogue_of
+from chatd.actions.drafts import DRAFTABLE, draft_of
+from chatd.actions.rules import Actor, Proposal, Step, propose
+from chatd.actions.service import MAX_SUMMARY_CHARS, Actions
 from chatd.ledger import Ledger, LedgerUnavailable
 from chatd.ledger.pseudonym import pseudonym
 from context.layers import Action, PatientLayer
@@ -577,6 +579,16 @@ def test_draft_states_are_each_resources_own() -> None:
     assert (by_kind["Appointment"]["status"], by_kind["Appointment"]["priority"]) == ("proposed", 1)
     verification = by_kind["AllergyIntolerance"]["verificationStatus"]["coding"][0]["code"]
     assert verification == "unconfirmed"
+
+
+@pytest.mark.parametrize("department", ["cardiology", "emergency", "surgery", "icu"])
+def test_every_action_of_the_catalogue_has_a_valid_draft(department: str) -> None:
+    """Whatever a department may propose can be drafted, in both languages."""
+    rows = catalogue_of(department)
+    assert rows
+    for action in rows:
+        for lang in ("en", "pt"):
+            assert validated(draft(action, lang=lang))["resourceType"] == action.fhir
 
 
 @pytest.mark.parametrize("fhir", ["CommunicationRequest", "Task"])
