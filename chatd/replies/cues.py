@@ -18,7 +18,7 @@ PT_WORDS = frozenset(
 EN_WORDS = frozenset(
     "the of is are was were what which when how does do did has have had with without for and or her his their "
     "last latest show me any this that should can in on at to from he she they hi hello thanks next "
-    "give tell please an my it its not no".split()
+    "give tell please an my it its not no on off after before since day days hours ago bed and from with".split()
 )
 #: Clinical words that tell the language and carry meaning as well.
 PT_SIGNS = frozenset(

@@ -72,7 +72,7 @@ class Named(msgspec.Struct, frozen=True):
 
 
 def language_of(text: str, *, hint: str = "", default: Lang = "en") -> Lang:
-    """The language to answer in: what ``hint`` says ("pt-BR", "en"), else whose small words are more, else ``default``."""
+    """The language to answer in: what ``hint`` says ("pt-BR", "en"), else the words' own, else ``default``."""
     hint = hint.strip().lower()
     if hint[:2] in ("pt", "en"):
         return "pt" if hint[:2] == "pt" else "en"

@@ -1,0 +1,343 @@
+"""The final reply without a language model: the facts in sentences, each cited, and nothing else.
+
+Pure: the same facts, layers and ids give the same bytes. Every number of a reply stands in the record, in a quoted
+protocol, in a score or in a date; a protocol speaks in quotation marks and is never turned into an order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Final, Protocol
+
+from chatd.actions.catalogue import rank
+from chatd.replies.facts import FactsResult
+from chatd.replies.values import stamp
+from chatd.replies.wording import say
+from context.layers import Action, Layers
+from protocols.frames import (
+    AiResponse,
+    Bound,
+    Citation,
+    Content,
+    Fact,
+    ProposedAction,
+    ProtocolQuote,
+    Score,
+    Status,
+    StructuredData,
+)
+
+#: The wire's bound of a headline, in characters.
+MAX_HEADLINE: Final = 140
+#: A name longer than this would leave no room for the finding.
+MAX_NAME: Final = 40
+#: Lines of protocols under one answer; the ``facts`` frame has all of them.
+MAX_RECOMMENDATIONS: Final = 16
+#: How long a proposal may be confirmed; the record is looked at again after it.
+ACTION_LIFE: Final = timedelta(minutes=15)
+
+
+class _Citations:
+    """Numbers from 1 in the order of first use; the same source has one number."""
+
+    def __init__(self) -> None:
+        self.rows: list[Citation] = []
+        self._numbers: dict[str, int] = {}
+
+    def chart(self, fact: Fact) -> int | None:
+        """The number of a fact's chart item; None for a fact without one."""
+        if fact.ref is None:
+            return None
+        if fact.ref not in self._numbers:
+            self._numbers[fact.ref] = len(self.rows) + 1
+            self.rows.append(
+                Citation(n=len(self.rows) + 1, kind="chart", ref=fact.ref, as_of=fact.as_of, title=fact.name)
+            )
+        return self._numbers[fact.ref]
+
+    def protocol(self, quote: ProtocolQuote) -> int:
+        """The number of a protocol's section."""
+        ref = f"{quote.id}#{quote.section}"
+        if ref not in self._numbers:
+            self._numbers[ref] = len(self.rows) + 1
+            self.rows.append(
+                Citation(
+                    n=len(self.rows) + 1,
+                    kind="protocol",
+                    ref=ref,
+                    title=quote.title,
+                    quote=quote.quote,
+                    source=quote.source,
+                    year=quote.year,
+                )
+            )
+        return self._numbers[ref]
+
+
+def _cut(text: str, limit: int) -> str:
+    """``text`` in at most ``limit`` characters, cut between words and marked with "…"."""
+    if len(text) <= limit:
+        return text
+    cut = text[: limit - 1]
+    space = cut.rfind(" ")
+    return (cut[:space] if space > limit // 2 else cut).rstrip(" ,;:.") + "…"
+
+
+def short_source(quote: ProtocolQuote) -> str:
+    """A source for a sentence: "ACC/AHA ACS guideline 2025" of "ACC/AHA ACS guideline 2025 (Circulation ...); ..."."""
+    name = quote.source.split(";")[0].split(" (")[0].strip()
+    if quote.year is not None and str(quote.year) not in name:
+        name = f"{name} {quote.year}"
+    return _cut(name, 90)
+
+
+def _marks(numbers: Iterable[int | None]) -> str:
+    return "".join(f" [{n}]" for n in dict.fromkeys(numbers) if n is not None)
+
+
+def _findings(facts: FactsResult, citations: _Citations) -> tuple[str, ...]:
+    """Critical results, what was asked, the rest; all allergies in one line of their own, before the rest."""
+    lines: list[str] = []
+    rows = facts.facts
+    first = [n for n, fact in enumerate(rows) if fact.kind == "demographic" and n not in facts.asked]
+    lead = [n for n in first if n == 0] if facts.deceased else []
+    order = [*lead, *facts.critical, *(n for n in facts.asked if n not in facts.critical)]
+    order += [n for n in range(len(rows)) if n not in order]
+    allergies = [n for n in order if rows[n].kind == "allergy"]
+    plain = [n for n in order if rows[n].kind != "allergy"]
+    ahead = sum(1 for n in plain if n in lead or n in facts.critical or n in facts.asked)
+    asked_allergies = any(n in facts.asked for n in allergies)
+
+    def allergy_lines() -> list[str]:
+        if not allergies:
+            return []
+        if asked_allergies or len(allergies) == 1:
+            return [rows[n].text + _marks([citations.chart(rows[n])]) for n in allergies]
+        names = ", ".join(rows[n].name for n in allergies)
+        return [say("allergies.line", facts.lang, names=names) + _marks(citations.chart(rows[n]) for n in allergies)]
+
+    for place, n in enumerate(plain):
+        if place == ahead:
+            lines += allergy_lines()
+        lines.append(rows[n].text + _marks([citations.chart(rows[n])]))
+    if ahead >= len(plain):
+        lines += allergy_lines()
+    return tuple(lines)
+
+
+def _recommendations(facts: FactsResult, citations: _Citations) -> tuple[str, ...]:
+    """Lines of the fitting protocols in quotation marks; none that names a drug this patient must not get."""
+    held = {(row.protocol, row.section, row.line) for row in facts.held}
+    lines: list[str] = []
+    for quote in facts.protocols:
+        for line in quote.quote.splitlines():
+            if (quote.id, quote.section, line) in held or len(lines) >= MAX_RECOMMENDATIONS:
+                continue
+            text = say("answer.quote", facts.lang, title=quote.title, source=short_source(quote), quote=line)
+            if quote.superseded_by is not None:
+                text += f" ({say('answer.superseded', facts.lang)})"
+            lines.append(text + _marks([citations.protocol(quote)]))
+    return tuple(lines)
+
+
+def _score_line(score: Score) -> str:
+    """A score's own sentence; without one its name, value and band."""
+    if score.text or score.value is None:
+        return score.text or score.name
+    return f"{score.name} {score.value:g}" + (f" ({score.band})" if score.band else "")
+
+
+def _headline(facts: FactsResult, name: str) -> str:
+    """At most ``MAX_HEADLINE`` characters: whose, then what matters first."""
+    rows = facts.facts
+    leads: list[str] = []
+    if facts.deceased:
+        leads += [fact.text for fact in rows[:1]]
+    leads += [flag.text for flag in facts.red_flags[:2]]
+    leads += [check.text for check in facts.checks if check.level == "critical"][:1]
+    asked = [rows[n] for n in facts.asked]
+    if len(asked) > 3:
+        leads.append(", ".join(dict.fromkeys(fact.name for fact in asked)))
+    else:
+        leads += [fact.text for fact in asked]
+    leads += [rows[n].text for n in facts.critical[:1]]
+    if not leads and facts.protocols:
+        titles = ", ".join(dict.fromkeys(quote.title for quote in facts.protocols))
+        leads.append(say("answer.headline.protocol", facts.lang, titles=titles))
+    if not leads:
+        leads += [m for m in facts.missing if m != say("missing.patient", facts.lang)][:1]
+    if not leads:
+        leads.append(say("answer.headline.nothing", facts.lang))
+    prefix = f"{_cut(name, MAX_NAME)}: " if name else ""
+    headline = _cut(prefix + leads[0], MAX_HEADLINE)
+    for lead in dict.fromkeys(leads[1:]):
+        if lead in headline or len(headline) + len(lead) + 3 > MAX_HEADLINE:
+            break
+        headline += f" · {lead}"
+    return headline
+
+
+def _section(title: str, lines: Iterable[str]) -> list[str]:
+    rows = [f"- {line}" for line in lines]
+    return ["", f"{title}:", *rows] if rows else []
+
+
+def proposals(
+    actions: Iterable[Action], facts: FactsResult, *, response_id: str, expires_at: datetime
+) -> tuple[ProposedAction, ...]:
+    """Actions as proposals bound to this patient and context.
+
+    The id is ``act_`` with the response's own part and a number from 1: made again from the same answer, it is the
+    same.
+    """
+    suffix = response_id.removeprefix("resp_")
+    return tuple(
+        ProposedAction(
+            action_id=f"act_{suffix}_{n}",
+            catalog_id=action.id,
+            label=action.label_pt if facts.lang == "pt" else action.label,
+            risk=action.risk,
+            expires_at=stamp(expires_at, milliseconds=True) or "",
+            bound=Bound(patient_id=facts.patient_id, context=facts.context.hash),
+        )
+        for n, action in enumerate(actions, start=1)
+    )
+
+
+def _response_type(facts: FactsResult) -> str:
+    if not facts.question.in_scope:
+        return "out_of_scope"
+    if facts.patient_id is None:
+        return "protocol"
+    if facts.protocols or facts.red_flags or facts.question.wants("summary", "next", "dose", "protocol"):
+        return "medical_analysis"
+    return "record_lookup"
+
+
+class Asked(Protocol):
+    """What an answer echoes of the accepted question; ``sessions.Request`` is one."""
+
+    @property
+    def client_msg_id(self) -> str | None: ...
+    @property
+    def session_id(self) -> str: ...
+    @property
+    def department(self) -> str: ...
+    @property
+    def patient_id(self) -> str | None: ...
+
+
+def respond(
+    facts: FactsResult,
+    layers: Layers,
+    asked: Asked | None = None,
+    *,
+    response_id: str,
+    now: datetime,
+    client_msg_id: str | None = None,
+    session_id: str | None = None,
+    expires_at: datetime | None = None,
+    processing_time_ms: int = 0,
+    model_configured: bool = False,
+    attempt: int = 1,
+) -> AiResponse:
+    """The one ``ai_response`` to a question, made of ``facts`` alone.
+
+    Args:
+        asked: the accepted question; ``client_msg_id`` and ``session_id`` may be given instead of it.
+        now: when the question came in or is answered; ``expires_at`` of proposals is ``ACTION_LIFE`` from it.
+        model_configured: an engine is configured and could not answer: the status is ``degraded``, else ``completed``.
+    ``epoch`` and ``seq`` stay empty: they are the session log's to set.
+    """
+    language = facts.lang
+    notice = say("answer.notice", language)
+    if model_configured:
+        notice = f"{say('answer.degraded', language)} {notice}"
+    if facts.question.in_scope:
+        expires = expires_at or now + ACTION_LIFE
+        content = _content(facts, layers, notice, response_id=response_id, expires_at=expires)
+    else:
+        text = say("answer.greeting" if facts.question.greeting else "answer.out_of_scope", language)
+        content = Content(text=text, structured_data=StructuredData(headline=_cut(text, MAX_HEADLINE)))
+    if asked is not None:
+        client_msg_id, session_id = asked.client_msg_id, asked.session_id
+    return AiResponse(
+        response_id=response_id,
+        content=content,
+        processing_time_ms=processing_time_ms,
+        confidence=None,
+        confidence_basis="none",
+        status="degraded" if model_configured else "completed",
+        finish_reason="stop",
+        client_msg_id=client_msg_id,
+        session_id=layers.session.session_id if session_id is None else session_id,
+        department=layers.department.department_id,
+        patient_id=facts.patient_id,
+        response_type=_response_type(facts),
+        timestamp=stamp(now, milliseconds=True) or "",
+        model=None,
+        attempt=attempt,
+        mode="facts_only",
+        notice=notice,
+    )
+
+
+def failed(asked: Asked, *, response_id: str, text: str, now: datetime, status: Status = "failed") -> AiResponse:
+    """The one ``ai_response`` to a question that could not be answered: ``text`` says why, nothing of a record."""
+    return AiResponse(
+        response_id=response_id,
+        content=Content(text=text, structured_data=StructuredData(headline=_cut(text, MAX_HEADLINE))),
+        processing_time_ms=0,
+        status=status,
+        finish_reason=status,
+        client_msg_id=asked.client_msg_id,
+        session_id=asked.session_id,
+        department=asked.department,
+        patient_id=asked.patient_id,
+        response_type=status,
+        timestamp=stamp(now, milliseconds=True) or "",
+    )
+
+
+def _content(facts: FactsResult, layers: Layers, notice: str, *, response_id: str, expires_at: datetime) -> Content:
+    language = facts.lang
+    citations = _Citations()
+    findings = _findings(facts, citations)
+    recommendations = _recommendations(facts, citations)
+    interpretation = facts.trends
+    ranked = rank(layers.department.actions, facts.question, facts)
+    actions = proposals(ranked, facts, response_id=response_id, expires_at=expires_at)
+    labels = tuple(action.label for action in actions)
+    headline = _headline(facts, layers.patient.name if layers.patient else "")
+    escalations = tuple(say("answer.red_flag", language, text=flag.text) for flag in facts.red_flags)
+    notices = dict.fromkeys(f"{quote.title}: {quote.notice}" for quote in facts.protocols if quote.notice)
+    text = [
+        headline,
+        facts.who,
+        *_section(say("answer.red_flags", language), escalations),
+        *_section(say("answer.checks", language), (check.text for check in facts.checks)),
+        *_section(say("answer.findings", language), findings),
+        *_section(say("answer.scores", language), (_score_line(score) for score in facts.scores)),
+        *_section(say("answer.interpretation", language), interpretation),
+        *_section(say("answer.protocols", language), recommendations),
+        *(f"  {line}" for line in notices),
+        *_section(say("answer.missing", language), facts.missing),
+        *_section(say("answer.actions", language), labels),
+        "",
+        notice,
+    ]
+    data = StructuredData(
+        findings=findings,
+        recommendations=recommendations,
+        quick_actions=labels,
+        headline=headline,
+        interpretation=interpretation,
+        missing=facts.missing,
+        scores=facts.scores,
+        red_flags=facts.red_flags,
+        checks=facts.checks,
+        citations=tuple(citations.rows),
+        actions=actions,
+    )
+    return Content(text="\n".join(text), structured_data=data)
