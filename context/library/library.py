@@ -437,6 +437,8 @@ class Library:
         terms: Terms = _decode((folder if has_terms else own).joinpath(TERMS_FILE), Terms)
         try:
             return cls(tuple(found), terms)
+        except LibraryError:
+            raise
         except ValueError as error:
             raise LibraryError(TERMS_FILE, "synonyms", str(error)) from error
 
@@ -523,7 +525,13 @@ class Library:
 
     def _add(self, protocol: Protocol) -> None:
         triggers = protocol.triggers
-        phrase = self._reader.phrase
+
+        def phrase(term: str) -> tuple[str, ...]:
+            found = self._reader.phrase(term)
+            if not found:
+                raise LibraryError(f"{protocol.id}.json", "triggers", f"{term!r} has no word to search for")
+            return found
+
         strong = {phrase(t): None for lists in (triggers.en, triggers.pt) for t in lists.strong}
         weak = {phrase(t): None for lists in (triggers.en, triggers.pt) for t in lists.weak if phrase(t) not in strong}
         cased = {phrase(t): None for t in triggers.cased if phrase(t) not in strong}
@@ -560,10 +568,10 @@ class Library:
         row = [t.word for t in tokens]
         silent = {p for p, phrases in self._without.items() if any(phrases.at(row, i) for i in range(len(row)))}
         for name, term, span in self._question.find(tokens):
-            if any(t.negated for t in span) or term.protocol in silent:
+            if span[0].negated or term.protocol in silent:
                 continue
             place = found[term.protocol]
-            if any(t.past for t in span):
+            if span[0].past:
                 place.past[name] = None
             else:
                 (place.weak if term.weak else place.strong)[name] = None
@@ -571,7 +579,11 @@ class Library:
         for value in self._values:
             if (matched := value.match(folded)) is not None:
                 place = found[value.protocol]
-                (place.weak if value.trigger.weak else place.strong)[matched] = None
+                if value.trigger.weak:
+                    # Under the name's own key: "lactate 4.2" is one weak term, not "lactate" and a value.
+                    place.weak[" ".join(self._reader.phrase(value.trigger.names[0]))] = None
+                else:
+                    place.strong[matched] = None
                 if value.trigger.section is not None:
                     place.sections[value.trigger.section] = None
 
@@ -587,7 +599,7 @@ class Library:
             text = report[:left]
             left -= len(text)
             for name, term, span in self._reports.find(self._reader.read(text)):
-                if not any(t.negated or t.past for t in span):
+                if not (span[0].negated or span[0].past):
                     found[term.protocol].reports[name] = None
             folded = plain(text).casefold()
             for value in self._values:
@@ -599,7 +611,7 @@ class Library:
         ):
             for item in names[:MAX_ITEMS]:
                 for name, term, span in index.find(self._reader.read(item[:200])):
-                    if not any(t.negated or t.past for t in span):
+                    if not (span[0].negated or span[0].past):
                         getattr(found[term.protocol], place)[name] = None
 
     def _listeners(self, signal: str) -> list[tuple[str, str]]:
@@ -624,9 +636,13 @@ class Library:
                 take(protocol_id, "asked")
             elif place.raised:
                 take(protocol_id, "emergency")
-            elif place.weak and place.supported:
-                take(protocol_id, "asked with support")
         asked = [p for p in accepted if found[p].reason != "emergency"]
+        answered = {s for s in query.signals[:MAX_ITEMS] for p, _ in self._listeners(s) if p in accepted}
+        for protocol_id, place in found.items():
+            # A signal that an accepted page answers speaks for no second page.
+            supported = place.charted or place.past or any(s not in answered for s in place.signals)
+            if place.weak and supported and not (asked and self._protocols[protocol_id].general):
+                take(protocol_id, "asked with support")
         row = [t.word for t in question]
         about_all = not asked and (not row or any(self._general.at(row, i) for i in range(len(row))))
         if about_all:
@@ -735,7 +751,8 @@ def _check(file: str, protocol: Protocol) -> None:
         sections[section.id] = section
     if not any(s.lead for s in protocol.sections):
         raise LibraryError(file, "sections", "no section is marked as lead")
-    if (protocol.status == "approved") != (protocol.approver is not None and protocol.approved_on is not None):
+    approved = protocol.status == "approved"
+    if (protocol.approver is not None) != approved or (protocol.approved_on is not None) != approved:
         raise LibraryError(file, "status", 'is "approved" exactly when approver and approved_on are given')
     if protocol.approved_on is not None and protocol.review_date <= protocol.approved_on:
         raise LibraryError(file, "review_date", "must be after approved_on")

@@ -19,7 +19,7 @@ MAX_CHARS = 8000
 #: Only words this long are corrected: "PE" and "AF" are one letter away from too much.
 FUZZY_MIN_LETTERS = 5
 #: From this length two errors are forgiven instead of one.
-FUZZY_LONG_LETTERS = 8
+FUZZY_LONG_LETTERS = 10
 #: Words after a negation cue that it reaches, unless the clause ends before.
 NEGATION_REACH = 6
 #: A bare "not" reaches less far: "not septic" negates, "not give adrenaline in anaphylaxis" does not.
@@ -43,7 +43,7 @@ class Cues(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     before: reach forward ``NEGATION_REACH`` words. short: reach forward ``SHORT_REACH`` words.
     after: reach back ``BACKWARD_REACH`` words. pseudo: look like a negation and are none ("no improvement").
     stop: words that end a reach. join: words that carry it over a comma ("or").
-    history_before, history_after: the term belongs to the past ("history of", "in 2019").
+    history_before, history_after: the term belongs to the past ("history of", "in yyyy", "nn years ago").
     portuguese, english: small words that tell the language of a text, for the English "no" against the
         Portuguese "no" (in the).
     """
@@ -162,7 +162,9 @@ class Reader:
         known.update(w for phrase in terms.general for w in words(phrase))
         targets = {w for w in known if len(w) >= FUZZY_MIN_LETTERS and w.isalpha()}
         distinct = {w for t in terms.distinct for w in words(t)}
+        distinct.update(w for field in cues.__struct_fields__ for c in getattr(cues, field) for w in words(c))
         self._known = frozenset(known | distinct | self._portuguese | self._english | self._skip)
+        self._searched = frozenset(targets)
         self._targets: dict[str, list[str]] = {}
         # Distinct words are targets too: "hypokalemai" must find hypokalaemia, not its opposite.
         for word in sorted(targets | {w for w in distinct if len(w) >= FUZZY_MIN_LETTERS}):
@@ -218,7 +220,8 @@ class Reader:
         sides = {_side(t) for t in best}
         if not best or len(sides) > 1 or (_side(word) and _side(word) not in sides):
             return word
-        return best[0]
+        # Between a term of the library and an ordinary word the term wins: a missed page harms more.
+        return next((t for t in best if t in self._searched), best[0])
 
     def _negate(self, row: list[_Raw]) -> None:
         texts = [r.word for r in row]
@@ -231,14 +234,14 @@ class Reader:
             if texts[i] == "no" and not english_no:
                 i += 1
                 continue
+            if self._after.at(texts, i):
+                self._reach_back(row, i, "negated")
             if length := self._before.at(texts, i):
                 self._reach(row, i + length, NEGATION_REACH)
                 i += length
                 continue
             if length := self._short.at(texts, i):
                 self._reach(row, i + length, SHORT_REACH)
-            if length := self._after.at(texts, i):
-                self._reach_back(row, i, "negated")
             i += 1
 
     def _reach(self, row: list[_Raw], start: int, most: int) -> None:
@@ -273,8 +276,7 @@ class Reader:
             setattr(row[i], mark, True)
 
     def _date(self, row: list[_Raw]) -> None:
-        texts = ["#" if len(r.word) <= 2 and r.word.isdigit() else r.word for r in row]
-        texts = ["####" if len(w) == 4 and w.isdigit() and w[:2] in ("19", "20") else w for w in texts]
+        texts = [_dated(r.word) for r in row]
         for i in range(len(row)):
             if length := self._history_before.at(texts, i):
                 for j in range(i + length, min(i + length + SHORT_REACH, len(row))):
@@ -302,12 +304,22 @@ class Reader:
             out = self._synonyms[tuple(texts[i : i + length])] if length else (texts[i],)
             flags = (
                 all(r.capitals for r in span),
-                any(r.negated for r in span),
-                any(r.past for r in span),
+                span[0].negated,
+                span[0].past,
             )
             tokens += [Token(w, *flags) for w in out]
             i += max(length, 1)
         return tuple(tokens)
+
+
+def _dated(word: str) -> str:
+    """A year as "yyyy" and a small number as "nn", the way the cues write them."""
+    if word.isdigit() and word.isascii():
+        if len(word) == 4 and word[:2] in ("19", "20"):
+            return "yyyy"
+        if len(word) <= 2:
+            return "nn"
+    return word
 
 
 def _side(word: str) -> str:
