@@ -88,6 +88,10 @@ _SQUARE_TOKEN = re.compile(
 )
 
 
+# What ``line`` has to look at: signs outside of printable Latin, "<" and "[", and spaces that it would merge.
+_ODD = re.compile(r"[^ -;=-Z\\-~\xa1-\u017f]|^ |  | $")
+
+
 class Segment(msgspec.Struct, frozen=True, kw_only=True):
     """One part of a prompt. ``text`` ends with a blank line; ``version`` is its layer's, or "" without one.
 
@@ -204,6 +208,8 @@ def safe(text: str) -> str:
 
 def line(text: str) -> str:
     """``text`` made safe on one line, so that it cannot look like a heading or a rule."""
+    if _ODD.search(text) is None:
+        return text  # most names and units: a record has thousands
     return " ".join(safe(text).split())
 
 
@@ -253,21 +259,8 @@ _SECTIONS = ("Results", "Reports", "Conditions", "Notes", "Other medicines", "Ev
 _RESULTS, _REPORTS, _CONDITIONS, _NOTES, _MEDICINES, _EVENTS = range(len(_SECTIONS))
 
 
-class _Entry:
-    """One item of the record with its place in the patient's text; written out when first needed."""
-
-    __slots__ = ("_text", "_write", "order", "section")
-
-    def __init__(self, section: int, order: int, write: Callable[[], str]) -> None:
-        self.section = section
-        self.order = order
-        self._write = write
-        self._text: str | None = None
-
-    def text(self) -> str:
-        if self._text is None:
-            self._text = self._write()
-        return self._text
+_Entry = tuple[int, int, _Item | str]
+"""An item of the record with its section of the patient's text and its place there."""
 
 
 class _Record:
@@ -275,79 +268,103 @@ class _Record:
 
     def __init__(self, patient: PatientLayer | None, zone: tzinfo, now: datetime, must_keep: frozenset[str]) -> None:
         on_shelves: dict[str, list[_Entry]] = {what: [] for what in PATIENT_SHELVES}
+        self._zone = zone
         self._kept: list[_Entry] = []
         self._head = "# Patient\nNo patient is open.\n"
+        self._texts: dict[tuple[int, int], str] = {}
         self.unknown_refs = len(must_keep)
         if patient is not None:
             self._head = _patient_head(patient, zone, now.astimezone(zone).date())
-            known = {each.ref for each in patient.allergies} | {each.ref for each in patient.medications}
-            flagged = {_kind(each) for each in patient.observations if each.ref in must_keep}
-            for section, order, what, item in _entries_of(patient):
-                entry = _Entry(section, order, partial(_item_text, item, zone))
+            _put_on_shelves(patient, on_shelves)
+            if must_keep:
+                known = {each.ref for each in patient.allergies} | {each.ref for each in patient.medications}
+                known |= self._keep(must_keep, patient, on_shelves)
+                self.unknown_refs = len(must_keep - known)
+        self._entries = list(on_shelves.values())
+        self.shelves = [
+            Shelf(what, entries, self._entry_text, needs=NEEDS.get(what, ())) for what, entries in on_shelves.items()
+        ]
+
+    def _keep(self, must_keep: frozenset[str], patient: PatientLayer, on_shelves: dict[str, list[_Entry]]) -> set[str]:
+        """Take what must be kept off the shelves; returns the refs that were found."""
+        # A flagged value is not shown without the newer one of its kind, if there is one.
+        flagged = {_kind(each) for each in patient.observations if each.ref in must_keep}
+        known: set[str] = set()
+        for what, entries in on_shelves.items():
+            left: list[_Entry] = []
+            for entry in entries:
+                item = entry[2]
                 if not isinstance(item, str) and item.ref in must_keep:
                     known.add(item.ref)
                     self._kept.append(entry)
                 elif isinstance(item, Observation) and what != OLDER_RESULTS and _kind(item) in flagged:
-                    self._kept.append(entry)  # a flagged value is not shown without the newer one of its kind
+                    self._kept.append(entry)
                 else:
-                    on_shelves[what].append(entry)
-            self.unknown_refs = len(must_keep - known)
-        self._entries = list(on_shelves.values())
-        self.shelves = [
-            Shelf(what, [entry.text for entry in entries], needs=NEEDS.get(what, ()))
-            for what, entries in on_shelves.items()
-        ]
+                    left.append(entry)
+            on_shelves[what] = left
+        return known
+
+    def _entry_text(self, entry: _Entry) -> str:
+        place = entry[:2]
+        text = self._texts.get(place)
+        if text is None:
+            text = self._texts[place] = _item_text(entry[2], self._zone)
+        return text
 
     def text(self, taken: Taken) -> str:
         """The segment with the first ``taken`` entries of each shelf."""
         shown = list(self._kept)
         for entries, number in zip(self._entries, taken, strict=True):
             shown += entries[:number]
-        shown.sort(key=lambda entry: (entry.section, entry.order))
+        shown.sort(key=lambda entry: entry[:2])
         lines = [self._head]
         section = None
         for entry in shown:
-            if entry.section != section:
-                section = entry.section
+            if entry[0] != section:
+                section = entry[0]
                 lines.append(f"{_SECTIONS[section]}:\n")
-            lines.append(entry.text())
+            lines.append(self._entry_text(entry))
         lines += _left_out_lines(left_out(self.shelves, taken))
         return "".join(lines) + "\n"
 
 
-def _entries_of(patient: PatientLayer) -> Iterable[tuple[int, int, str, _Item | str]]:
-    """Every item that may be left out: section, order in it, shelf, item."""
+def _put_on_shelves(patient: PatientLayer, on_shelves: dict[str, list[_Entry]]) -> None:
+    """Put every item that may be left out on its shelf, best first."""
     seen: set[str] = set()
+    older = on_shelves[OLDER_RESULTS]
     for order, observation in enumerate(patient.observations):
         kind = _kind(observation)
         if kind in seen:
-            what = OLDER_RESULTS
-        elif observation.flag:
+            older.append((_RESULTS, order, observation))
+            continue
+        seen.add(kind)
+        if observation.flag:
             what = "latest abnormal results"
         elif observation.category == "vital-signs":
             what = "latest vital signs"
         else:
             what = "other latest results"
-        seen.add(kind)
-        yield _RESULTS, order, what, observation
+        on_shelves[what].append((_RESULTS, order, observation))
     for order, report in enumerate(patient.reports):
-        yield _REPORTS, order, "ECG reports" if report.kind == "ecg" else "other reports", report
+        what = "ECG reports" if report.kind == "ecg" else "other reports"
+        on_shelves[what].append((_REPORTS, order, report))
     for order, condition in enumerate(patient.conditions):
-        what = "active conditions" if condition.active else "past conditions"
-        # Active ones first, each part newest first.
-        yield _CONDITIONS, order + (0 if condition.active else len(patient.conditions)), what, condition
+        if condition.active:
+            on_shelves["active conditions"].append((_CONDITIONS, order, condition))
+        else:  # behind the active ones, each part newest first
+            on_shelves["past conditions"].append((_CONDITIONS, len(patient.conditions) + order, condition))
     if patient.summary.strip():
-        yield _NOTES, 0, "notes", patient.summary
+        on_shelves["notes"].append((_NOTES, 0, patient.summary))
     for order, medicine in enumerate(patient.medications):
         if not medicine.active:
-            yield _MEDICINES, order, "stopped medicines", medicine
+            on_shelves["stopped medicines"].append((_MEDICINES, order, medicine))
     for order, event in enumerate(patient.events):
-        yield _EVENTS, order, "procedures, encounters and other events", event
+        on_shelves["procedures, encounters and other events"].append((_EVENTS, order, event))
 
 
 def _kind(observation: Observation) -> str:
     """What tells that two results are of the same thing."""
-    return observation.code or line(observation.name).casefold()
+    return observation.code or observation.name.strip().casefold()
 
 
 def _patient_head(patient: PatientLayer, zone: tzinfo, today: date) -> str:
@@ -493,14 +510,12 @@ class _Talk:
         self._newest_first = [each for each in reversed(session.messages) if each.patient_id == patient_id]
         self._session_lines = _session_lines(session, patient_id, zone, now)
         self._quotes = list(quotes)
-        best = self._quotes[:BEST_QUOTES]
-        further = self._quotes[BEST_QUOTES:]
-        writers: tuple[list[Callable[[], str]], ...] = (
-            [partial(_quote_text, quote) for quote in best],
-            [partial(_message_text, message, zone) for message in self._newest_first],
-            [partial(_quote_text, quote) for quote in further],
-        )
-        self.shelves = [Shelf(what, texts) for what, texts in zip(QUESTION_SHELVES, writers, strict=True)]
+        best, messages, further = QUESTION_SHELVES
+        self.shelves = [
+            Shelf(best, self._quotes[:BEST_QUOTES], _quote_text),
+            Shelf(messages, self._newest_first, partial(_message_text, zone=zone)),
+            Shelf(further, self._quotes[BEST_QUOTES:], _quote_text),
+        ]
 
     def session_text(self, taken: Taken) -> str:
         """The segment with the newest messages, oldest of them first."""
@@ -580,7 +595,9 @@ def _number(value: float) -> str:
     """The number without an exponent and without zeros at its end, digit for digit as the record has it."""
     if not math.isfinite(value):
         return "?"
-    text = f"{Decimal(repr(value)):f}"
+    text = repr(value)
+    if "e" in text:
+        text = f"{Decimal(text):f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def shelf(what: str, *sizes: int, needs: tuple[str, ...] = ()) -> Shelf:
-    return Shelf(what, [partial(str.__mul__, "x", size) for size in sizes], needs)
+    return Shelf(what, sizes, lambda size: "x" * size, needs)
 
 
 def test_take_fills_in_the_order_of_the_shelves() -> None:
@@ -60,7 +59,7 @@ def test_take_counts_only_what_it_looks_at() -> None:
         written.append(number)
         return "xx"
 
-    shelves = [Shelf("a", [partial(item, number) for number in range(1000)])]
+    shelves = [Shelf("a", range(1000), item)]
     assert take(shelves, 7, len) == (3,)
     assert take(shelves, 5, len) == (2,)
     assert written == [0, 1, 2, 3]
