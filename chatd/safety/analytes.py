@@ -211,12 +211,14 @@ _BY_NAME = tuple((analyte, re.compile(analyte.names)) for analyte in ANALYTES)
 #: and are therefore not here.
 _CORE = re.compile(
     r"\b(serum|plasma|blood|whole|ser|plas|serpl|bld|arterial|capillary|scnc|mcnc|ncnc|substance|mass|moles|volume"
-    r"|level|concentration|automated|count|auto|by|in|or|of|soro|no|na amostra|sangue|plasmatic[oa]|seric[oa]|total de"
+    r"|level|concentration|automated|count|auto|by|in|or|of|soro|no|na amostra|sangue|plasmatic[oa]|seric[oa]"
+    r"|total de"
     r"|lab|poc|method|enzymatic|nivel|de|doseamento|measured)\b"
 )
 _OTHER_SAMPLE = re.compile(
     r"\b(urine|urina|urinari[oa]|urinary|csf|lcr|fluid|liquido|pleural|ascitic|stool|fezes|sweat|saliva|ratio|razao"
-    r"|glycated|glicada|glycosylated|a1c|hba1c|clearance|depuracao|venous|venosa|venoso|mean|distribution|free|plasma free|24 ?h|24h"
+    r"|glycated|glicada|glycosylated|a1c|hba1c|clearance|depuracao|venous|venosa|venoso|mean|distribution|free"
+    r"|plasma free|24 ?h|24h"
     r"|presence|post dialysis|fetal|mcv|mch|mchc|volume medio|microalbumin|excretion|target|alvo|goal)\b"
 )
 
