@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, tzinfo
@@ -63,6 +64,7 @@ FOLDER_SUFFIXES = (".json", ".ndjson", ".jsonl", ".json.gz", ".ndjson.gz", ".jso
 _PROGRESS_AFTER_S = 2.0
 _REPORT_STEP_BYTES = 256 * 1024
 
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _MIN = datetime.min.replace(tzinfo=UTC)
 _STATUS_RANK = {"registered": 0, "preliminary": 0, "partial": 0, "amended": 2, "corrected": 2, "appended": 2}
 
@@ -527,11 +529,13 @@ def _drop(resource: Json, path: tuple[Any, ...]) -> bool:
 
 
 def _identity(resource: Json, full_url: str) -> str:
-    """The resource's id; in a transaction it may only have a urn, and without any it is named by its content."""
-    if identity := texts(resource.get("id")).strip():
-        return identity[:64]
-    if full_url.startswith("urn:"):
-        return full_url.rpartition(":")[2][:64]
+    """The resource's id; in a transaction it may only have a urn, and without any it is named by its content.
+
+    An id that FHIR does not allow is none: it would end in references, and on the wire.
+    """
+    for identity in (texts(resource.get("id")).strip(), full_url.rpartition(":")[2]):
+        if _ID.fullmatch(identity):
+            return identity
     try:
         content = json.dumps(resource, sort_keys=True, default=str).encode("utf-8", "replace")
     except (ValueError, RecursionError):

@@ -121,26 +121,31 @@ def _read(raw: BinaryIO, on_bytes: Callable[[int], None] | None) -> Iterator[Ent
 
     # Not a JSON object by itself: the first line of a document over several lines, or a broken line of NDJSON.
     pending = [(start_line, head)]
-    if whole_line:
-        line = start_line
-        for _ in range(_PROBE_LINES):
-            text, line = _next_line(file, line)
-            if not text:
-                break
-            pending.append((line, text))
-            probe = _parse(text)
-            if isinstance(probe, dict) and isinstance(probe.get("resourceType"), str):
-                # "[" and one resource in a line each is a list, not NDJSON; its last line need not end in a comma.
-                if head.lstrip()[:1] != b"[":
-                    yield from _ndjson(file, pending, tell)
-                    return
-                break
+    is_ndjson = False
+    line = start_line
+    while whole_line and not is_ndjson and len(pending) <= _PROBE_LINES:
+        text, line = _next_line(file, line)
+        if not text:
+            break
+        pending.append((line, text))
+        probe = _parse(text)
+        is_ndjson = isinstance(probe, dict) and bool(_type(probe))
+    if is_ndjson and head.lstrip()[:1] != b"[":
+        yield from _ndjson(file, pending, tell)
+        return
     data = b"".join(text for _, text in pending)
     rest = file.read(MAX_DOCUMENT_BYTES - len(data) + 1)
     tell()
     if len(data) + len(rest) > MAX_DOCUMENT_BYTES:
         raise FhirFileError(f"one JSON document of more than {MAX_DOCUMENT_BYTES // MIB} MiB")
-    yield from _document(_parse_document(data + rest), 1)
+    data += rest
+    # A list with a resource in each line looks like NDJSON after a broken line; it is a list if it parses as one.
+    if is_ndjson and (listed := _parse(data)) is not None:
+        yield from _document(listed, 1)
+    elif is_ndjson:
+        yield from _ndjson(io.BytesIO(data), [], tell)
+    else:
+        yield from _document(_parse_document(data), 1)
 
 
 def _first_line(file: BinaryIO | gzip.GzipFile) -> tuple[bytes, int]:
