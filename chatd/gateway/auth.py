@@ -84,7 +84,9 @@ class TokenConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise TokenConfigError(f"the token secret has fewer than {MIN_SECRET_BYTES} bytes")
         if not self.issuer or not self.audience:
             raise TokenConfigError("tokens need an issuer and an audience")
-        if self.max_lifetime_s <= 0 or self.leeway_s < 0 or self.reload_s <= 0:
+        if not 0 < self.max_lifetime_s <= MAX_LIFETIME_S:
+            raise TokenConfigError(f"tokens may live 1 to {MAX_LIFETIME_S} seconds")
+        if self.leeway_s < 0 or self.reload_s <= 0:
             raise TokenConfigError("token times must be above 0")
 
 

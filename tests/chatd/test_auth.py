@@ -513,6 +513,7 @@ def test_jwks_is_looked_at_when_the_clock_was_set_back(tmp_path: Path) -> None:
         {"secret": SECRET, "issuer": ""},
         {"secret": SECRET, "audience": ""},
         {"secret": SECRET, "max_lifetime_s": 0},
+        {"secret": SECRET, "max_lifetime_s": MAX_LIFETIME_S + 1},
         {"secret": SECRET, "reload_s": 0},
         {"secret": SECRET, "leeway_s": -1},
     ],
