@@ -698,8 +698,9 @@ class Library:
             fitting.append((points, place, section))
         fitting.sort(key=lambda entry: (-entry[0], not entry[2].lead, entry[1]))
         chosen = [section for points, _, section in fitting if points > 0]
-        # What to do first belongs to an emergency's page whatever detail was asked about.
-        if not chosen or found.raised:
+        # What to do first belongs to an emergency's page whatever detail was asked about; a value past its limit
+        # has already chosen the section that answers it (low glucose: not the page on ketoacidosis).
+        if not chosen or (found.raised and not found.sections):
             chosen += [s for _, _, s in fitting if s.lead and s not in chosen]
         chosen = chosen or [protocol.sections[0]]
         return [

@@ -460,3 +460,14 @@ def test_banner_follows_the_day_given() -> None:
     assert "OVERDUE" not in LIBRARY.banner(stemi, today=stemi.review_date, lang="en")
     assert "OVERDUE" in LIBRARY.banner(stemi, today=late, lang="en")
     assert LIBRARY.banner(stemi, today=datetime(2026, 1, 1, tzinfo=UTC).date(), lang="pt") == "Sem aprovação clínica."
+
+
+def test_docs_list_every_protocol_with_its_year() -> None:
+    """The page for the owners of the protocols names each one with the year of its source."""
+    page = Path(__file__).resolve().parents[2].joinpath("docs", "protocol-library.md").read_text(encoding="utf-8")
+    rows = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if line.startswith("| `") and cells[3].isdigit():
+            rows[cells[1].strip("`")] = (int(cells[3]), "superseded" in cells[4])
+    assert rows == {i: (LIBRARY.get(i).year, LIBRARY.get(i).superseded_by is not None) for i in LIBRARY.ids()}
