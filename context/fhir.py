@@ -65,6 +65,7 @@ _PROGRESS_AFTER_S = 2.0
 _REPORT_STEP_BYTES = 256 * 1024
 
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+_TIMES = ("effectiveDateTime", "effectivePeriod", "effectiveInstant", "issued")
 _MIN = datetime.min.replace(tzinfo=UTC)
 _STATUS_RANK = {"registered": 0, "preliminary": 0, "partial": 0, "amended": 2, "corrected": 2, "appended": 2}
 
@@ -223,6 +224,10 @@ class Importer:
             self._add_medication(resource, entry, file, scope, env)
         else:
             self._add_clinical(resource, entry, file, scope, env)
+            if kind in codes.HOLD_RESULTS:
+                for inner in _contained_results(resource):
+                    self._order += 1
+                    self._add_clinical(inner, Entry(number=entry.number), file, scope, env)
 
     def _add_patient(self, resource: Json, entry: Entry, file: int, scope: str, env: Env) -> None:
         try:
@@ -541,6 +546,29 @@ def _identity(resource: Json, full_url: str) -> str:
     except (ValueError, RecursionError):
         content = b"unreadable"
     return f"x-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _contained_results(resource: Json) -> Iterator[Json]:
+    """The observations that stand inside a report or a panel, as resources of their own.
+
+    They have the version of what holds them, and its patient and time where they name none: one that names a
+    patient of its own, such as a donor or a child, keeps it. They are retracted with what holds them. Their id is
+    the holder's and their own: "r1.o2".
+    """
+    outer = _identity(resource, "")
+    for row in objects(resource.get("contained")):
+        if row.get("resourceType") != "Observation" or type(row) is not dict:
+            continue
+        inner = row | {"id": f"{outer}.{_identity(row, '')}"}
+        inherited = ["meta"]
+        if not inner.get("subject"):
+            inherited.append("subject")
+        if not any(inner.get(key) for key in _TIMES):
+            inherited += _TIMES
+        inner |= {key: resource[key] for key in inherited if key in resource}
+        if _is_entered_in_error(resource):
+            inner["status"] = "entered-in-error"
+        yield inner
 
 
 def _version(resource: Json, env: Env) -> tuple[datetime | None, int]:

@@ -72,6 +72,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+#: Types whose results may stand inside them instead of beside them.
+HOLD_RESULTS = frozenset(("DiagnosticReport", "Observation"))
+
 #: Where a mistake costs the resource. A mistake in any other field costs that field alone, and is counted.
 CORE: dict[str, frozenset[str]] = {
     "Patient": frozenset(("id", "identifier", "name")),

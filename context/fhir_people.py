@@ -229,9 +229,10 @@ class People:
 
     def _versions(self, records: list[PatientRecord]) -> list[PatientRecord]:
         """One record per scope and id: the newest; two people under one id are both marked."""
-        groups: dict[tuple[str, str], list[PatientRecord]] = defaultdict(list)
+        groups: dict[tuple[str, str, int], list[PatientRecord]] = defaultdict(list)
         for record in records:
-            groups[record.scope, record.id].append(record)
+            # Resources without an id are no versions of each other.
+            groups[record.scope, record.id, 0 if record.id else record.order].append(record)
         kept: list[PatientRecord] = []
         for group in groups.values():
             newest, *older = newest_first(group)
@@ -243,8 +244,9 @@ class People:
 
     def _index(self) -> None:
         for index, record in enumerate(self._records):
-            self._by_key[record.scope, record.id] = index
-            self._by_id[record.id].add(index)
+            if record.id:
+                self._by_key[record.scope, record.id] = index
+                self._by_id[record.id].add(index)
             if record.full_url:
                 self._by_url[record.scope, record.full_url] = index
                 self._urls[record.full_url].add(index)

@@ -115,6 +115,15 @@ def test_patient_without_any_usable_id_is_skipped() -> None:
     assert report(result).skipped == {"patient without a usable id": 1}
 
 
+def test_patients_without_ids_are_no_versions_of_each_other() -> None:
+    """Two patients whom only their record numbers name are two patients."""
+    people = [patient(identifier=[_number(value)], name=[{"text": value}]) for value in ("7823", "7824")]
+    for someone in people:
+        del someone["id"]
+    result = run(bundle(*people))
+    assert [imported.layer.patient_id for imported in result] == ["7823", "7824"]
+
+
 def test_transaction_patient_without_id_is_named_by_its_urn() -> None:
     """In a transaction a resource may have only a urn, and references use it."""
     urn = "urn:uuid:0b1f0f0a-3f3b-4d0b-9d0e-6f7f3c2d1a00"
@@ -595,6 +604,18 @@ def test_report_without_words_is_not_taken(fields: dict[str, Any], reason: str) 
     imported = one(_diagnostic(**fields))
     assert imported.layer.reports == ()
     assert imported.reasons == {reason: 1}
+
+
+def test_results_inside_a_report_are_values_of_its_patient() -> None:
+    """Observations that a report contains are taken with its patient and time, and retracted with it."""
+    inner = observation("k")
+    del inner["effectiveDateTime"], inner["subject"]
+    whole = _diagnostic(contained=[inner], result=[{"reference": "#k"}])
+    (found,) = one(whole).layer.observations
+    assert (found.ref, found.value, found.as_of) == ("Observation/r1.k", 4.1, datetime(2026, 1, 15, 6, 10, tzinfo=UTC))
+    assert one(whole | {"status": "entered-in-error"}).layer.observations == ()
+    for other in ("#donor", "Patient/child"):
+        assert one(whole | {"contained": [inner | {"subject": {"reference": other}}]}).layer.observations == ()
 
 
 def test_markup_in_a_narrative_is_only_text() -> None:
