@@ -138,17 +138,26 @@ class Feeds:
             self._write(after)
             return True
 
-    async def reload(self, store: LayerStore, now: datetime, *, zone: tzinfo | None = None) -> Reload:
+    async def reload(
+        self,
+        store: LayerStore,
+        now: datetime,
+        *,
+        zone: tzinfo | None = None,
+        already: Iterable[PatientLayer] = (),
+    ) -> Reload:
         """Import every entry again and put each patient once; doing it twice leaves the same layers.
 
         A patient of several entries is merged, a later entry wins; what it retracts goes. A missing or broken
-        file is reported and costs nothing else. Errors of ``store`` are the caller's: a reload may be repeated.
+        file is reported and costs nothing else. ``already``: patients that came from elsewhere, such as the demo
+        hospital; they count as imported first, and are put again only where a file adds to them. Errors of ``store`` are the caller's: a reload may be repeated.
         """
         try:
             entries = self.entries()
         except FeedsError as error:
             return Reload(problems=(ReloadProblem(reason=error.reason),))
-        layers: dict[str, PatientLayer] = {}
+        first = {layer.patient_id: layer for layer in already}
+        layers = dict(first)
         files: list[FileReport] = []
         problems: list[ReloadProblem] = []
         for entry in entries:
@@ -161,9 +170,10 @@ class Feeds:
                 ReloadProblem(path=report.path, reason=report.error) for report in imported.files if report.error
             ]
             problems += combine(layers, imported.patients)
-        for layer in layers.values():
+        changed = [layer for patient_id, layer in layers.items() if layer is not first.get(patient_id)]
+        for layer in changed:
             await store.put_patient(layer)
-        return Reload(patients=len(layers), files=tuple(files), problems=tuple(problems))
+        return Reload(patients=len(changed), files=tuple(files), problems=tuple(problems))
 
     # --- the file -------------------------------------------------------------------------------------------
 

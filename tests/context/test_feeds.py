@@ -213,6 +213,20 @@ async def test_reload_never_makes_one_of_two_people(tmp_path: Path) -> None:
     ]
 
 
+async def test_reload_adds_to_patients_from_elsewhere_and_never_replaces_them(tmp_path: Path) -> None:
+    """A patient who is there already gains what the files have; another person under that id is reported."""
+    same, other = layer_of(allergy(), department="icu"), only(run(bundle(patient("p2", birthDate="1999-09-09")))).layer
+    data = bundle(patient(), observation(), patient("p2", name=[{"text": "Maria Costa"}]))
+    feeds = Feeds(tmp_path)
+    feeds.add([write(tmp_path, "a.json", data)], department="surgery", added_at=NOW)
+    shelf = Shelf()
+    result = await feeds.reload(shelf, NOW, already=[same, other])
+    assert set(shelf.layers) == {"p1"}
+    assert shelf.layers["p1"].departments == ("icu", "surgery")
+    assert (len(shelf.layers["p1"].allergies), len(shelf.layers["p1"].observations)) == (1, 1)
+    assert [problem.patient_id for problem in result.problems] == ["p2"]
+
+
 # --- merging ------------------------------------------------------------------------------------------------
 
 
