@@ -659,7 +659,8 @@ export class Texts {
 
   /** "06:10" today, "15 Jan, 06:10" this year, "15 Jan 2024, 06:10" before: never a time without its day. */
   time(value, now) {
-    const at = typeof value === "number" ? new Date(value) : new Date(value ?? "");
+    if (value === null || value === undefined || value === "") return this.t("facts.time_unknown");
+    const at = new Date(value);
     if (Number.isNaN(at.getTime())) return this.t("facts.time_unknown");
     if (typeof value === "string" && !/^\d{4}-\d{2}-\d{2}(T|$)/.test(value)) return value;
     const today = new Date(now);

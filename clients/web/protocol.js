@@ -90,7 +90,7 @@ export class ClientSession {
     this.seq = 0;
     this.alertSeq = 0;
     this.stopCode = null;
-    /** client_msg_id → {frame, status, responseId, cancelled}; the order of insertion is the order of sending. */
+    /** client_msg_id → {frame, status, responseId, cancelled, isPast}; the order of insertion is the order of sending. */
     this.outbox = new Map();
     this.offlineSince = null;
     this._deviceId = deviceId;
@@ -160,7 +160,7 @@ export class ClientSession {
     if (this.outbox.size >= RULES.max_outbox) {
       return [{ do: "outgoing", id, status: "failed", code: "outbox_full", retryable: true }];
     }
-    const entry = { frame: Object.freeze({ ...frame }), status: "waiting", responseId: null, cancelled: false };
+    const entry = { frame: Object.freeze({ ...frame }), status: "waiting", responseId: null, cancelled: false, isPast: false };
     this.outbox.set(id, entry);
     return [{ do: "outgoing", id, status: "waiting" }, ...this._flush()];
   }
@@ -232,13 +232,12 @@ export class ClientSession {
     const place = this._place(frame);
     if (place === "gap") return this._onGap(now);
     if (place === "drop") return [];
-    const effects = [];
+    const effects = [...this._settle(frame), { do: "deliver", frame }];
     if (place === "next") {
       this._gaps = 0;
+      // After the delivery: an ack says that the frame is held here.
       if (SESSION_DURABLE.has(frame.type)) effects.push(...this._countAck(now));
     }
-    effects.push(...this._settle(frame));
-    effects.push({ do: "deliver", frame });
     return effects;
   }
 
@@ -363,7 +362,8 @@ export class ClientSession {
     this.epoch = typeof frame.epoch === "string" ? frame.epoch : "";
     this.seq = isCount(frame.seq) ? frame.seq : 0;
     this.alertSeq = isCount(frame.alert_seq) ? frame.alert_seq : 0;
-    this._hasCursor = true;
+    // Without its snapshot this cursor is half a state: a line lost in between must not be resumed from it.
+    this._hasCursor = false;
     this.phase = "syncing"; // nothing is sent before the snapshot says what is still being answered
     this._deadline = now + RULES.welcome_timeout_ms;
     return [{ do: "deliver", frame }];
@@ -371,6 +371,7 @@ export class ClientSession {
 
   _onSnapshot(frame) {
     this.phase = "live";
+    this._hasCursor = true;
     this._deadline = Infinity;
     this.offlineSince = null;
     const open = new Map((frame.open_responses ?? []).map((one) => [one.client_msg_id, one.response_id]));
@@ -468,15 +469,16 @@ export class ClientSession {
   /**
    * After a reconnect: everything not yet accepted is sent again, in its order and under its id.
    *
-   * `open` null: resumed, so an accepted question's answer comes by replay. Otherwise the map of questions that
-   * are still being answered; an accepted question that is not among them is sent again too.
+   * `open` null: resumed, so an accepted question's answer comes by replay, unless it may lie before our cursor
+   * (`isPast`). Otherwise the map of questions that are still being answered; an accepted question that is not
+   * among them is sent again too.
    */
   _resendOutbox(open) {
     const cancelled = [];
     for (const [id, entry] of this.outbox) {
-      if (entry.status === "accepted" && open !== null) {
-        if (open.has(id)) entry.responseId = open.get(id);
-        else entry.status = "waiting";
+      if (entry.status === "accepted") {
+        if (open?.has(id)) entry.responseId = open.get(id);
+        else if (open !== null || entry.isPast) entry.status = "waiting";
       } else if (entry.status === "sent") {
         entry.status = "waiting";
       }
@@ -500,14 +502,11 @@ export class ClientSession {
       }
       entry.status = "accepted";
       entry.responseId = frame.response_id ?? null;
+      // Accepted before: its answer may be behind our cursor, where no replay would bring it.
+      entry.isPast ||= frame.duplicate === true;
       return [{ do: "outgoing", id, status: "accepted" }];
     }
     if (this._isAwaited(frame) && frame.type !== "facts") this.outbox.delete(id);
-    if (frame.type === "facts" && entry?.frame.type === "user_message" && entry.status !== "accepted") {
-      entry.status = "accepted"; // the `accepted` was lost with the line, its consequence was not
-      entry.responseId = frame.response_id;
-      return [{ do: "outgoing", id, status: "accepted" }];
-    }
     if (frame.type === "alert_update") {
       for (const [otherId, other] of this.outbox) {
         if (other.frame.type === "alert_response" && other.frame.alert_id === frame.alert_id && other.status !== "waiting") {
