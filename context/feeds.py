@@ -150,7 +150,8 @@ class Feeds:
 
         A patient of several entries is merged, a later entry wins; what it retracts goes. A missing or broken
         file is reported and costs nothing else. ``already``: patients that came from elsewhere, such as the demo
-        hospital; they count as imported first, and are put again only where a file adds to them. Errors of ``store`` are the caller's: a reload may be repeated.
+        hospital; they count as imported first, and are put again only where a file adds to them.
+        Errors of ``store`` are the caller's: a reload may be repeated.
         """
         try:
             entries = self.entries()
