@@ -1,6 +1,7 @@
 """Emergency presentations as a table: ids, names, the protocols that fit, and the words that people use for them.
 
-The words are regular expressions over text as ``presentations.normalise`` leaves it: lower case, no accents, hyphens
+The words are regular expressions over text as ``presentations.normalise`` leaves it: lower case, no accents,
+    hyphens
 as spaces, never two. British, American and Portuguese spellings stand side by side.
 Basis: general clinical knowledge; no clinician has approved the list.
 """
@@ -32,8 +33,10 @@ RULES: tuple[Rule, ...] = (
             "arrest call", "code blue", "(no|absent|without a?|lost( the| his| her)?) pulse", "pulseless",
             "sem pulso",
             "asystole", "assistolia", "(in|em) (pea|aesp|vf|fv)", "pulseless electrical activity",
-            "atividade eletrica sem pulso", "actividade electrica sem pulso", "aesp", "v ?fib", "vf", "vf vt", "fv",
-            "ventricular fibrillation", "fibril(h?ac)ao ventricular", "pulseless vt", "pvt", "tv sem pulso", "tvsp",
+            "atividade eletrica sem pulso", "actividade electrica sem pulso", "aesp", "pea(?=,)", "v ?fib",
+                "vf", "vf vt", "fv",
+            "ventricular fibrillation", "fibril(h?ac)ao ventricular", "pulseless vt", "pvt", "tv sem pulso",
+                "tvsp",
             "(cpr|rcp) (in progress|ongoing|started|em curso|iniciada)",
             "(doing|performing|started|starting|ongoing) cpr",
             "(em|iniciad[ao]|a fazer) (rcp|sav|manobras de reanimacao)", "chest compressions",
@@ -66,7 +69,8 @@ RULES: tuple[Rule, ...] = (
             "acute (mi|myocardial infarction)", "ami",
             "eam( sem supra\\w*)?", "enfarte agudo( do miocardio)?", "infarto agudo( do miocardio)?",
             "enfarte do miocardio agudo",
-            "eams(st)?", "(chest|retrosternal|precordial|substernal) (pain|tightness|pressure|heaviness|discomfort)",
+            "eams(st)?",
+                "(chest|retrosternal|precordial|substernal) (pain|tightness|pressure|heaviness|discomfort)",
             "(crushing|tight|heavy) (chest|central chest) ?(pain)?", "pain in (the|his|her) chest",
             "chest is (tight|hurting)",
             "dor(es)? (no |do )?(peito|torax|toracica|toracicas|precordial|retro ?esternal|pre ?cordial)",
@@ -78,14 +82,17 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "stroke", "possible acute stroke", "possível AVC agudo", ("stroke",),
         (
-            "(?<!heat )strokes?", "cva", "avcs?", "tia", "ait", "(acidente|doenca) vascular cerebral",
+            "(?<!heat )strokes?", "cva", "avcs?", "ait",
+            "(an?|possible|suspected|probable|likely|acute|recent|crescendo|with|has|having|query|new|ongoing) tia",
+            "tia (today|now|with|this|symptoms|within|\\d+)", "(acidente|doenca) vascular cerebral",
             "(acute|ischaemic|ischemic|haemorrhagic|hemorrhagic) stroke", "cerebrovascular accident",
             "(facial|face|mouth) (droop\\w*|weakness|palsy|asymmetry)", "drooping (face|mouth)",
             "(slurred|slurring|garbled) ?(of )?speech",
             "slurring (his|her) words", "speech (is )?(slurred|difficult\\w*|disturbance|arrest|problems?)",
             "(difficulty|trouble|problems?) speaking",
             "(can't|cannot|unable to) (speak|talk|move (his|her|the|one) \\w+( \\w+)?)",
-            "(sudden|acute|new) (aphasia|dysphasia|dysarthria|hemianopia|visual loss|loss of vision)", "aphasi[ac]",
+            "(sudden|acute|new) (aphasia|dysphasia|dysarthria|hemianopia|visual loss|loss of vision)",
+                "aphasi[ac]",
             "dysphasi[ac]",
             "(hemiparesis|hemiplegia|hemiparesia)",
             "(left|right|one) (sided|side|arm|leg|face|hand) (weakness|paralysis|numbness|droop\\w*)",
@@ -111,7 +118,7 @@ RULES: tuple[Rule, ...] = (
         "sepsis", "possible sepsis", "possível sépsis", ("sepsis",),
         (
             "sepsis", "septic( shock)?", "uro ?sep(sis|tic)", "septica?emia", "sepse", "septicemia",
-            "uro ?sep[sc]?is", "uro ?sepsia",
+            "uro ?s?sep(sis|se|sia|tic[oa])",
             "(choque )?septic[oa]", "sepsia", "(febrile )?neutropenic (sepsis|fever)", "febrile neutropenia",
             "neutropenia febril",
             "purpura fulminans", "necroti[sz]ing fasciitis", "fasceite necrosante", "meningococca?emia",
@@ -176,7 +183,8 @@ RULES: tuple[Rule, ...] = (
             "|post ?op\\w*|into|again)",
             "(is|still|keeps|actively|started|continues) bleeding", "rebleed(ing)?", "exsanguinat\\w+",
             "(massive|ruptured) (transfusion|aaa|aneurysm)",
-            "ha?ematemesis", "vomiting blood", "(fresh blood|coffee ground) (vomit\\w*|per rectum|pr)?", "mela?ena",
+            "ha?ematemesis", "vomiting blood", "(fresh blood|coffee ground) (vomit\\w*|per rectum|pr)?",
+                "mela?ena",
             "ha?emorrhagic shock",
             "ha?ematoche[sz]ia", "massive ha?emoptysis", "ruptured (spleen|ectopic|aorta|varices)",
             "soaked (in |with )?(blood|dressings?)",
@@ -189,7 +197,7 @@ RULES: tuple[Rule, ...] = (
             "choque (hemorragico|hipovolemico)", "hematemeses?", "melenas?", "hematoquezias?",
             "retorragias? (abundantes?|macicas?)",
             "hemoptises? macicas?", "penso (repassado|ensanguentado|encharcado)( de sangue)?", "dreno hematico",
-            "perdas hematicas",
+            "perdas hematicas", "drain (is )?full of blood", "dreno cheio de sangue",
             "rotura de (aneurisma|baco|varizes)", "pph",
         ),
     ),
@@ -228,9 +236,11 @@ RULES: tuple[Rule, ...] = (
             "|distress)", "respiratory (arrest|distress)",
             "(can't|cannot|unable to|struggling to) breathe?",
             "(severe|acute|sudden|extreme|worsening) (dyspno?ea|breathlessness|shortness of breath|sob)",
-            "gasping", "stridor", "estridor", "silent chest", "cyanos(is|ed)", "cyanotic", "cianose", "cianotic[oa]",
+            "gasping", "stridor", "estridor", "silent chest", "cyanos(is|ed)", "cyanotic", "cianose",
+                "cianotic[oa]",
             "(severe|acute|life threatening) asthma",
-            "status asthmaticus", "(asma|crise asmatica) (grave|aguda grave|quase fatal)", "estado de mal asmatico",
+            "status asthmaticus", "(asma|crise asmatica) (grave|aguda grave|quase fatal)",
+                "estado de mal asmatico",
             "tension pneumothorax",
             "pneumotorax (hipertensivo|sob tensao)", "airway obstruction", "obstrucao da via aerea",
             "chok(ing|ed) on", "engasgad[oa]",
@@ -343,7 +353,8 @@ INFECTION = (
     "arrepios", "calafrios", "pyrexia\\w*", "meningitis", "meningite", "endocarditis", "endocardite",
 )  # fmt: skip
 CONFUSION = (
-    "(new(ly)? |acute(ly)? )?confus(ed|ion)", "drows(y|iness)", "lethargic", "delirium", "delirious", "disoriented",
+    "(new(ly)? |acute(ly)? )?confus(ed|ion)", "drows(y|iness)", "lethargic", "delirium", "delirious",
+        "disoriented",
     "confus[oa]", "confusao", "sonolent[oa]",
     "letargic[oa]", "prostrad[oa]", "desorientad[oa]", "mottled",
 )  # fmt: skip
@@ -379,5 +390,5 @@ CORRECT = frozenset(
     dressing failures embolus motorbikes motorized fascial racial special facials drop drops group droops slurry
     spinal weakened weaknesses potassic unstabled stable instable enfartes pulmonar pulmonic ventricular
     ventriculo ventriculi seizures seizing convulsoes stridors wheezes wheezed urticarial lactose lactulose
-    glasgow systole systolics systemic asystolic diastolic diastolica dissections digestion overdosed""".split()  # noqa: SIM905
+    glasgow systole systolics systemic asystolic diastolic diastolica dissections overdosed""".split()  # noqa: SIM905
 )

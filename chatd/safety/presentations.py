@@ -64,12 +64,20 @@ class Normalised(msgspec.Struct, frozen=True):
         return " ".join(said.split())[:80]
 
 
+#: Words that need no repair: those of the table itself and those listed as right.
+_TABLE_WORDS = frozenset(w for rule in RULES for text in rule.words for w in re.findall(r"[a-z]{5,}", text))
+_RIGHT = REPAIRABLE | CORRECT | _TABLE_WORDS
+#: What a word may be repaired to. The long correct words among them are the opposites: "hypokalmia" is nearer to
+#: hypokalaemia than to hyperkalaemia.
+_CANDIDATES = tuple(sorted(REPAIRABLE | {word for word in CORRECT if len(word) >= 9}))
+
+
 def _repair(word: str) -> str:
-    """A mistyped word of ``REPAIRABLE`` as it should be; the word itself where that is not certain."""
-    if len(word) < 5 or word in REPAIRABLE or word in CORRECT or not word.isalpha():
+    """A mistyped word as it should be (one edit, two from nine letters); itself where that is not certain."""
+    if len(word) < 5 or word in _RIGHT or not word.isalpha():
         return word
     best, best_distance, tied = word, 3, False
-    for known in sorted(REPAIRABLE | CORRECT):
+    for known in _CANDIDATES:
         allowed = 2 if min(len(known), len(word)) >= 9 else 1
         # the first letter is rarely mistyped, except for being swapped with the second
         if len(known) < 5 or (known[0] != word[0] and known[:2] != word[1::-1]):
@@ -182,7 +190,7 @@ _HYPOTHETICAL = re.compile(
 )
 _SE = re.compile(r"(^|,)[ ]*(e |and )?se[ ]+(?!(encontra|apresenta|mantem|queixa)\b)")
 _TOPIC_AFTER = re.compile(
-    r"^[ ]*(?:protocols?|bundles?|pathways?|criteri(?:a|on)|guidelines?|checklists?|teams?|drills?|trainings?"
+    r"^[ ]*(?:plans?|protocols?|bundles?|pathways?|criteri(?:a|on)|guidelines?|checklists?|teams?|drills?|trainings?"
     r"|trials?|audits?|polic(?:y|ies)"
     r"|scores?|risks?|prevention|prophylaxis|clinics?|units?|wards?|nurses?|courses?|volume|awareness|stud(?:y|ies)"
     r"|simulation|kit|trolley|cart"
@@ -196,6 +204,12 @@ _HISTORY_BEFORE = re.compile(
     r"|antig[oa]s?|had (a|an) [\w ]{0,20}(in|years)|(?<!year )(?<!years )(?<!yr )(?<!yo )old|survived"
     r"|recovering from|recovered from|sequelas? de"
     r"|ex|childhood|teve (um|uma)|already treated|resolved|treated for|ja teve|known)\b"
+)
+#: "PMH: stroke, MI": all that follows until somebody says what is new.
+_HISTORY_HEADING = re.compile(
+    r"\b(pmh|pmhx|past (medical |surgical )?history|medical history|antecedentes( pessoais)?|background|history|hx"
+    r"|ap)[ ]?:"
+    r"(?!.*\b(now|new|presents?|presenting|agora|apresenta|novo|nova|hoje|today)\b)[^:]*$"
 )
 _AFTER = re.compile(
     r"\b(post|pos|after|following|since|apos|depois d[eoa]|desde o|days? after|status post"
@@ -215,18 +229,23 @@ _PAST_AFTER = re.compile(
     r"|\b(?:last|past)[ ]+(?:year|month|week|summer|winter)\b|\b(?:ano|mes|semana)[ ]+passad[oa]\b|\b(?:previ[oa]s?"
     r"|antig[oa]s?|no passado)\b"
     r"|\bin (?:the past|childhood|infancy)\b|\bas a (?:child|teenager)\b|\bna infancia\b|\bem crianca\b"
-    r"|\b(?:day|dia|d)[ ]?\d+\b|\b(?:survivor|sequelae?|sequelas|rehab\w*|reabilitacao)\b)"
+    r"|\b(?:day|dia|d)[ ]?\d+\b(?! (?:of )?(?:chemo|quimio))|\b(?:survivor|sequelae?|sequelas|rehab\w*"
+    r"|reabilitacao)\b)"
 )
 _QUESTION_START = re.compile(
     r"^[ ,]*(?:please[ ]+|and[ ]+|so[ ]+|hi[ ]+|hello[ ]+|ola[ ]+|e[ ]+|por favor[ ]+)*(?:what(?:'?s)?|which|how"
     r"|when|where|why|who|define|explain|remind me|tell me|show me|list|give me|summari[sz]e|do we|does"
-    r"|is there|are there|can (?:you|i|we)|could you|should we|where'?s|qual|quais|como|quando|onde|porque|por que"
+    r"|is there|are there|any|algum|alguma|can (?:you|i|we)|could you|should we|where'?s|qual|quais|como|quando"
+    r"|onde|porque|por que"
     r"|o que|que|quanto|quantos|quantas"
     r"|define|explica\w*|diz me|mostra\w*|lista\w*|resume|resumir|lembra\w*|quero saber|preciso de saber|existe"
     r"|ha algum\w*)\b"
 )
 _TOPIC_START = re.compile(
-    r"^[ ,]*(?:the |a |o |os |as )?(?:dos(?:e|es|ing|age)|definitions?|criteria|indications?|contra ?indications?"
+    r"^[ ,]*(?:[a-z]+ ){0,5}(?:times?|targets?|windows?|thresholds?|doses?|dosing|criteria|protocols?|guidelines?"
+    r"|algorithms?"
+    r"|tempos?|alvos?|criterios|protocolos?) (?:for|in|of|em|de|da|do|na|no|para) "
+    r"|^[ ,]*(?:the |a |o |os |as )?(?:dos(?:e|es|ing|age)|definitions?|criteria|indications?|contra ?indications?"
     r"|management|treatments?|protocols?|guidelines?"
     r"|targets?|steps?|algorithm|checklist|windows?|times?|differences?|difference between|causes|first line|risk"
     r"|features|classification|stages|dosagem"
@@ -354,6 +373,8 @@ def _general_question(sentence: str, start: int, end: int) -> bool:
 
 def _history(sentence: str, start: int, end: int, chronic: bool) -> bool:
     before, after = sentence[:start], sentence[end:]
+    if _HISTORY_HEADING.search(before):
+        return True
     scope = re.split(r"[,:(]", before[_last_break(before) :])[-1] if "," in before else before[_last_break(before) :]
     near = " ".join(scope.split()[-5:])
     found = _HISTORY_BEFORE.search(near)
