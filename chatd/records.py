@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -31,6 +31,8 @@ _LOOK_S = 0.5
 #: One node loads; another takes over when it has not finished by then.
 _LOADING_LEASE_MS = 60_000
 _LOADING_KEY = "chatd:loading"
+#: The demo is always "today"; vital signs older than a day would not be scored.
+_DEMO_DAY = timedelta(hours=12)
 
 
 class HospitalFileError(ChatdError):
@@ -95,6 +97,7 @@ class RecordKeeper:
         self._places = places
         self._demo = demo
         self._clock = clock
+        self._demo_from: datetime | None = None
 
     async def run(self) -> None:
         """Look and load until cancelled; a fault is logged and tried again."""
@@ -133,7 +136,10 @@ class RecordKeeper:
         patients = 0
         if self._demo:
             zone = ZoneInfo(found.hospital.timezone)
-            for layer in await asyncio.to_thread(demo_patients, now, zone):
+            if self._demo_from is None or now - self._demo_from > _DEMO_DAY:
+                self._demo_from = now
+            # The same moment again after a lost Redis: the record has not changed, so proposals stay valid.
+            for layer in await asyncio.to_thread(demo_patients, self._demo_from, zone):
                 await self._store.put_patient(layer)
                 patients += 1
         everybody = tuple(department.department_id for department in found.departments)

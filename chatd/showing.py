@@ -16,20 +16,11 @@ from chatd.private_redis import PrivateRedis, RedisNotStarted
 from chatd.records import RecordKeeper
 from chatd.replies.facts import build
 from chatd.replies.sessions import session_key
-from context.budget import BudgetTooSmall
+from context.budget import BudgetTooSmall, estimate_tokens
 from context.compose import compose
 from context.library import Library
 from context.seal import Sealer
 from context.store import ContextStore, StoreError, connect
-
-#: Characters per token of mixed English and Portuguese clinical text, on the safe side; the engine's own
-#: tokenizer counts where there is one.
-_CHARS_PER_TOKEN = 3
-
-
-def estimated_tokens(text: str) -> int:
-    """An upper estimate of the tokens of ``text`` without a tokenizer."""
-    return -(-len(text) // _CHARS_PER_TOKEN)
 
 
 async def show(places: Places, *, department: str, user: str, patient: str, question: str, budget_tokens: int) -> int:
@@ -55,7 +46,7 @@ async def show(places: Places, *, department: str, user: str, patient: str, ques
             quotes=facts.protocols,
             now=now,
             budget_tokens=budget_tokens,
-            count_tokens=estimated_tokens,
+            count_tokens=estimate_tokens,
             must_keep=frozenset(facts.facts[n].ref or "" for n in facts.critical),
         )
     except BudgetTooSmall as error:

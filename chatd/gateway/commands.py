@@ -250,11 +250,10 @@ async def _action(connection: Connection, frame: ActionCommand) -> None:
     """One step of a quick action: the ledger has it before the phone hears of it."""
     node, key = connection.node, _key(connection)
     raw = await node.sessions.proposal(key, frame.action_id)
-    if raw is None:
-        raise RemoteProtocolError(ErrorCode.ACTION_UNKNOWN)
-    proposal = msgspec.json.decode(raw, type=Proposal)
-    # The action is about the patient it was proposed for, and the fence must not stand elsewhere.
-    patient_id = _fenced(connection, proposal.patient_id)
+    proposal = None if raw is None else msgspec.json.decode(raw, type=Proposal)
+    # The action is about the patient it was proposed for, and the fence must not stand elsewhere. A proposal that
+    # Redis has lost may still stand in the ledger; then it must be about the record that is open now.
+    patient_id = _fenced(connection, None if proposal is None else proposal.patient_id)
     layers = await node.store.read(
         department_id=connection.department,
         user_id=connection.user_id,
@@ -285,7 +284,7 @@ async def _action(connection: Connection, frame: ActionCommand) -> None:
     log.info(
         "action",
         action_id=frame.action_id,
-        catalog_id=proposal.action.id,
+        catalog_id=update.catalog_id,
         status=update.status,
         user_id=connection.user_id,
         department=connection.department,
@@ -310,6 +309,7 @@ async def _refresh(connection: Connection, frame: Refresh) -> None:
 async def _session_end(connection: Connection, _: SessionEnd) -> None:
     """Shred everything of the session and close all its phones."""
     key = _key(connection)
+    connection.node.runs.abandon(key)
     await connection.node.sessions.shred(key)
     await connection.node.store.forget(key)
     for each in connection.node.phones_of(key):
@@ -333,7 +333,9 @@ async def _append(
     patient_id: str | bool | None = False,
 ) -> None:
     node, key = connection.node, _key(connection)
-    seq, new = await node.sessions.append(key, connection.epoch, event_id, frame, patient_id=patient_id)
+    seq, new = await node.sessions.append(
+        key, connection.epoch, event_id, frame, patient_id=patient_id, acted_ms=epoch_ms(node.clock.now())
+    )
     if new:
         node.ring(key, seq, frame)
         return

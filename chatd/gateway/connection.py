@@ -102,6 +102,7 @@ class Connection:
         self.session = Session(
             compat=self.compat,
             now_ms=now_ms,
+            authenticated="authorization" in self._websocket.headers,
             rules=SessionRules(
                 hello_timeout_ms=round(settings.hello_timeout_s * 1000),
                 ping_interval_ms=round(settings.ping_interval_s * 1000),
@@ -156,8 +157,10 @@ class Connection:
         try:
             resume_from = await self._open(hello)
             loops += [asyncio.create_task(self._read_loop()), asyncio.create_task(self._catch_up_loop())]
-            self.began_at = self.cursor = resume_from
-            self._behind.set()
+            if self.channel == "app":
+                # A push extension and a wall board hear of alerts only: the session's log is not theirs.
+                self.began_at = self.cursor = resume_from
+                self._behind.set()
             watched: list[asyncio.Future[Any]] = [*loops, self._close_wanted]
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             if self._close_wanted.done():
@@ -172,18 +175,33 @@ class Connection:
             await asyncio.gather(*loops, return_exceptions=True)
 
     async def _hello(self) -> Hello:
-        if self.compat:
-            return Hello()
-        header_token = bool(self._websocket.headers.get("authorization"))
-        try:
-            async with asyncio.timeout(self.node.settings.hello_timeout_s):
-                frame = await self._receive()
-            self.session.receive(frame, self._now_ms())
-        except (TimeoutError, RemoteProtocolError):
-            raise Closing(CloseCode.BAD_PROTOCOL if header_token else CloseCode.UNAUTHORIZED) from None
-        if not isinstance(frame, Hello):
-            raise Closing(CloseCode.BAD_PROTOCOL)
-        return frame
+        """The first frame; until it comes, anything else is answered as the session's rules say."""
+        while not self.compat:
+            try:
+                async with asyncio.timeout(self._until_due_s()):
+                    frame = await self._receive()
+                self.session.receive(frame, self._now_ms())
+                if isinstance(frame, Hello):
+                    return frame
+            except TimeoutError:
+                self._raise_due()
+            except RemoteProtocolError as error:
+                self.send_error(error)
+                if error.strike:
+                    self.session.strike(self._now_ms())
+                if error.close is not None:
+                    raise Closing(error.close) from None
+                self._raise_due()
+        return Hello()
+
+    def _until_due_s(self) -> float:
+        deadline_ms = self.session.deadline_ms()
+        return 1.0 if deadline_ms is None else min(max((deadline_ms - self._now_ms()) / 1000, 0.01), 1.0)
+
+    def _raise_due(self) -> None:
+        for due in self.session.tick(self._now_ms()):
+            if isinstance(due, Close):
+                raise Closing(due.code)
 
     def _authorise(self, hello: Hello) -> None:
         self.lang = hello.lang
@@ -378,9 +396,7 @@ class Connection:
 
     async def _keepalive(self) -> None:
         while True:
-            deadline_ms = self.session.deadline_ms()
-            wait_s = 1.0 if deadline_ms is None else (deadline_ms - self._now_ms()) / 1000
-            await asyncio.sleep(min(max(wait_s, 0.01), 1.0))
+            await asyncio.sleep(self._until_due_s())
             self._apply_due()
 
     def _apply_due(self) -> None:

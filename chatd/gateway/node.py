@@ -19,10 +19,10 @@ from chatd.actions.service import Actions
 from chatd.clock import Clock, epoch_ms
 from chatd.faults import FaultPoints
 from chatd.gateway.auth import TokenVerifier
-from chatd.ledger import Ledger
+from chatd.ledger import Ledger, LedgerUnavailable
 from chatd.logs import error_name
 from chatd.replies.runs import Run, Runs
-from chatd.replies.sessions import DOORBELL, Request, Sessions, SessionsUnavailable
+from chatd.replies.sessions import DOORBELL, Request, SessionLost, Sessions, SessionsUnavailable
 from chatd.settings import Settings
 from context.store import ContextStore
 from protocols.errors import CloseCode
@@ -34,6 +34,8 @@ log = structlog.get_logger(__name__)
 
 #: A doorbell connection that broke is opened again after this; the sweep covers the time between.
 _DOORBELL_RETRY_S = 0.5
+#: How late a phone may hear that a prepared action has run out; confirming it late is refused at once anyway.
+_EXPIRE_S = 10.0
 
 
 class Node:
@@ -126,6 +128,7 @@ class Node:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._listen())
             group.create_task(self._sweep())
+            group.create_task(self._expire())
 
     async def _listen(self) -> None:
         while True:
@@ -174,6 +177,26 @@ class Node:
                 continue
             self.adopt(key, epochs[key], found.adopted)
             self.ring(key, found.seq)
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPIRE_S)
+            try:
+                await self.expire()
+            except (LedgerUnavailable, SessionsUnavailable) as error:
+                log.warning("actions_not_expired", error=error_name(error))
+
+    async def expire(self) -> None:
+        """Let prepared actions run out and tell their sessions; a session that is gone needs no telling."""
+        for key, update in await self.actions.expire(self.clock.now()):
+            epoch = await self.sessions.epoch(key)
+            if epoch is None:
+                continue
+            frame = msgspec.json.encode(update)
+            with contextlib.suppress(SessionLost):
+                seq, new = await self.sessions.append(key, epoch, f"action:{update.action_id}:expired", frame)
+                if new:
+                    self.ring(key, seq, frame)
 
     def adopt(self, key: str, epoch: str, runs: tuple[tuple[str, bytes], ...]) -> None:
         """Go on with runs whose node has stopped renewing their lease."""

@@ -51,10 +51,12 @@ async def welcome(connection: Connection, hello: Hello) -> int:
     department = await _department(connection)
     session_id = COMPAT_SESSION_ID if connection.compat else hello.session_id or f"sess_{connection.connection_id[2:]}"
     key = session_key(connection.user_id, connection.department, session_id)
-    opened = await node.sessions.open(key)
+    now = node.clock.now()
+    opened = await node.sessions.open(key, now_ms=epoch_ms(now))
     connection.key, connection.epoch, connection.session_id = key, opened.epoch, session_id
     connection.active_patient_id = opened.patient_id
-    node.joined(connection, key)
+    if connection.channel == "app":
+        node.joined(connection, key)
     first_seq = await node.sessions.first_seq(key)
     resume = hello.resume
     plan = resume_plan(
@@ -65,7 +67,7 @@ async def welcome(connection: Connection, hello: Hello) -> int:
         known=opened.existed or (resume is not None and opened.was_lost(resume.epoch)),
     )
     resume_from = plan.replay_from - 1
-    connection.session.opened(opened.epoch, resume_from, 0)
+    connection.session.opened(opened.epoch, resume_from, 0, now_ms=node.clock.monotonic_ms(), idle_ms=opened.idle_ms)
     if not connection.compat:
         connection.send(await _welcome(connection, opened, department, plan))
         if not plan.resumed:

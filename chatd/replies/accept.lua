@@ -31,7 +31,7 @@ if used >= limit then
 end
 redis.call('ZADD', rate, now, ARGV[4])
 redis.call('PEXPIRE', rate, window)
-redis.call('HSET', session,
+redis.call('HSET', session, 'acted', now,
   'i:' .. ARGV[2], ARGV[3] .. ' ' .. ARGV[4],
   'q:' .. ARGV[4], ARGV[5],
   'w:' .. ARGV[4], ARGV[6],

@@ -2,7 +2,7 @@
 -- KEYS: session hash, log stream, open responses, proposals hash.
 -- ARGV: epoch, event id, sealed event, owner ('' when no run), response_id, 1 when it ends the run,
 --       most events kept, ttl_ms, doorbell channel, session key, sealed active patient ('' keeps, '-' clears),
---       then pairs of proposal id and sealed proposal.
+--       now_ms when a person's command made the event ('' otherwise), then pairs of proposal id and sealed proposal.
 -- Returns: {'lost'} | {'fenced'} | {'again', seq} | {'appended', seq}.
 local session, log, open, proposals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 if redis.call('HGET', session, 'epoch') ~= ARGV[1] then
@@ -27,7 +27,10 @@ if ARGV[11] == '-' then
 elseif ARGV[11] ~= '' then
   redis.call('HSET', session, 'patient', ARGV[11])
 end
-for i = 12, #ARGV, 2 do
+if ARGV[12] ~= '' then
+  redis.call('HSET', session, 'acted', ARGV[12])
+end
+for i = 13, #ARGV, 2 do
   redis.call('HSET', proposals, ARGV[i], ARGV[i + 1])
 end
 for _, key in ipairs({session, log, open, proposals}) do

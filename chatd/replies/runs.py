@@ -108,6 +108,12 @@ class Runs:
             running[1].cancel()
         return seq
 
+    def abandon(self, key: str) -> None:
+        """Stop this node's runs of a session that is about to be shredded: nothing may be written after it."""
+        for run, task in tuple(self._tasks.values()):
+            if run.key == key:
+                task.cancel()
+
     async def drain(self, timeout_s: float) -> None:
         """Wait for running answers, at most ``timeout_s``; what is left is taken over by another node."""
         tasks = [task for _, task in self._tasks.values()]

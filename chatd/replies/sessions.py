@@ -46,13 +46,15 @@ class Fenced(ChatdError):
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """A session as found or made: ``existed`` False means that this call made it."""
+    """A session as found or made: ``existed`` False means that this call made it. ``idle_ms``: how long no person
+    has acted in it, on whatever connection."""
 
     key: str
     epoch: str
     seq: int
     existed: bool
     era: str
+    idle_ms: int
     patient_id: str | None
 
     def was_lost(self, epoch: str) -> bool:
@@ -129,7 +131,7 @@ class Sessions:
         """Keyed digest of a command's body: equal bodies, equal digests; a short question cannot be guessed from it."""
         return hmac.new(self._digest_key, body, hashlib.sha256).hexdigest()[:32]
 
-    async def open(self, key: str) -> Opened:
+    async def open(self, key: str, *, now_ms: int) -> Opened:
         """Find the session or make it with a new epoch; extends its life.
 
         An epoch begins with the era of this Redis, so that a phone whose session is gone can be told why: the same
@@ -137,7 +139,7 @@ class Sessions:
         """
         era = await self._era()
         epoch = f"{era}-{secrets.token_hex(4)}"
-        found = await self._run("open", self._keys(key)[:1], [epoch, self._ttl_ms])
+        found = await self._run("open", self._keys(key)[:1], [epoch, self._ttl_ms, now_ms])
         sealed = found[3]
         return Opened(
             key=key,
@@ -145,6 +147,7 @@ class Sessions:
             seq=int(found[1]),
             existed=bool(found[2]),
             era=era,
+            idle_ms=max(0, now_ms - int(found[4])),
             patient_id=self._open_sealed(key, "patient", sealed).decode() if sealed else None,
         )
 
@@ -237,6 +240,7 @@ class Sessions:
         owner: str = "",
         ends_run: bool = False,
         patient_id: str | bool | None = False,
+        acted_ms: int | None = None,
         proposals: Iterable[tuple[str, bytes]] = (),
     ) -> tuple[int, bool]:
         """Append a durable frame (encoded without position) and ring the doorbell.
@@ -245,6 +249,7 @@ class Sessions:
             event_id: the idempotency key; the second append of the same id changes nothing.
             owner: with ``response_id``, the node that must hold the run's lease.
             patient_id: the session's active patient from now on; False leaves it.
+            acted_ms: when, if a person's command made the event.
         Returns:
             Its ``seq`` and whether this call appended it.
         Raises:
@@ -265,6 +270,7 @@ class Sessions:
             DOORBELL,
             key,
             patient,
+            "" if acted_ms is None else acted_ms,
         ]
         for action_id, proposal in proposals:
             args += [action_id, self._seal(key, f"p:{action_id}", proposal)]
@@ -336,6 +342,15 @@ class Sessions:
             return None
         found = await self.read(key, int(seq) - 1, limit=1)
         return found[0] if found and found[0].seq == int(seq) else None
+
+    async def epoch(self, key: str) -> str | None:
+        """The session's epoch; None when there is no session."""
+        try:
+            epoch = await cast(Any, self._redis.hget(self._keys(key)[0], "epoch"))
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise SessionsUnavailable from error
+        return None if epoch is None else epoch.decode()
 
     async def first_seq(self, key: str) -> int | None:
         """The oldest ``seq`` still in the log; None when the log is empty."""
