@@ -156,7 +156,7 @@ export class ChatdApp extends HTMLElement {
     const listed = this._departmentName?.(this._texts.lang);
     fill(
       this._top,
-      h("span", { class: "brand" }, icon("pulse"), t("app.title")),
+      h("span", { class: "brand" }, icon("pulse"), h("span", { class: "brand-name" }, t("app.title"))),
       h(
         "span",
         { class: "who" },

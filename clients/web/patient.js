@@ -91,7 +91,7 @@ export class PatientList extends HTMLElement {
         { class: "search" },
         icon("search"),
         h("span", { class: "hidden" }, t("patient.search")),
-        h("input", { type: "search", placeholder: t("patient.search"), value: search, autocomplete: "off", spellcheck: "false", "data-key": "search", oninput: () => this._filter() }),
+        h("input", { type: "text", inputmode: "search", enterkeyhint: "search", placeholder: t("patient.search"), value: search, autocomplete: "off", spellcheck: "false", "data-key": "search", oninput: () => this._filter() }),
       ),
       this._results,
       (this._note = h("p", { class: "quiet small", role: "status" })),
