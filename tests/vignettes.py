@@ -13,6 +13,7 @@ from context.layers import (
     Condition,
     DepartmentLayer,
     DoctorLayer,
+    Flag,
     HospitalLayer,
     Layers,
     Medication,
@@ -74,7 +75,7 @@ def observation(
     *,
     at: datetime,
     code: str | None = None,
-    flag: str = "",
+    flag: Flag = "",
     text: str | None = None,
     **more: Any,
 ) -> Observation:

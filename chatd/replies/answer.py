@@ -6,6 +6,7 @@ protocol, in a score or in a date; a protocol speaks in quotation marks and is n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final, Protocol
@@ -84,9 +85,14 @@ def _cut(text: str, limit: int) -> str:
     return (cut[:space] if space > limit // 2 else cut).rstrip(" ,;:.") + "…"
 
 
+#: Where a source's first part ends: a semicolon outside of brackets; and what may be left out at its end.
+_PART_END = re.compile(r";(?![^()]*\))")
+_LAST_BRACKETS = re.compile(r"\s*\([^()]*\)$")
+
+
 def short_source(quote: ProtocolQuote) -> str:
     """A source for a sentence: "ACC/AHA ACS guideline 2025" of "ACC/AHA ACS guideline 2025 (Circulation ...); ..."."""
-    name = quote.source.split(";")[0].split(" (")[0].strip()
+    name = _LAST_BRACKETS.sub("", _PART_END.split(quote.source)[0].strip())
     if quote.year is not None and str(quote.year) not in name:
         name = f"{name} {quote.year}"
     return _cut(name, 90)

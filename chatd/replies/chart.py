@@ -43,7 +43,32 @@ class Series(msgspec.Struct, frozen=True):
 
     @property
     def latest(self) -> Observation:
+        """The newest result; of several at one time the first by reference."""
         return self.results[0]
+
+    @property
+    def newest(self) -> tuple[int, ...]:
+        """Indexes of the newest results: more than one where the record holds different values of the same moment."""
+        seen = {_said(self.results[0])}
+        found = [0]
+        for at, other in enumerate(self.results[1:], start=1):
+            if other.as_of is None or other.as_of != self.latest.as_of:
+                break
+            if (said := _said(other)) not in seen:
+                seen.add(said)
+                found.append(at)
+        return tuple(found)
+
+    def is_contradicted(self, at: int) -> bool:
+        """Whether another result of the same moment says something else."""
+        this = self.results[at]
+        return this.as_of is not None and any(
+            other.as_of == this.as_of and _said(other) != _said(this) for other in self.results
+        )
+
+
+def _said(observation: Observation) -> tuple[float | None, str | None, str]:
+    return (observation.value, observation.text, observation.comparator)
 
 
 def arranged(patient: PatientLayer, times: Times) -> tuple[Series, ...]:
@@ -70,10 +95,12 @@ def before_of(row: Series, at: int, times: Times) -> Observation | None:
     now = row.results[at]
     if now.value is None or now.unit is None or now.comparator or now.as_of is None or times.is_future(now.as_of):
         return None
-    for earlier in row.results[at + 1 :]:
+    if row.is_contradicted(at):
+        return None
+    for place, earlier in enumerate(row.results[at + 1 :], start=at + 1):
         if earlier.as_of is None or earlier.as_of >= now.as_of or earlier.value is None:
             continue
-        return None if earlier.comparator else earlier
+        return None if earlier.comparator or row.is_contradicted(place) else earlier
     return None
 
 
@@ -150,7 +177,7 @@ class Writer:
         """Flagged so by the laboratory, or past the hospital's call limit according to triage."""
         return observation.flag in _CRITICAL_FLAGS or observation.ref in self.critical_refs
 
-    def value(self, observation: Observation, before: Observation | None) -> Fact:
+    def value(self, observation: Observation, before: Observation | None, *, contradicted: bool = False) -> Fact:
         """One result: "Troponin I 45 ng/mL (high), 06:10; critical result; reference < 0.04; up from 12 ng/mL"."""
         flag = flag_of(observation)
         text = f"{self.label(observation)} {self.amount(observation)}"
@@ -162,6 +189,8 @@ class Writer:
         notes = []
         if self.times.is_future(observation.as_of):
             notes.append(say("value.future", self.lang))
+        if contradicted:
+            notes.append(say("value.contradicted", self.lang))
         if self.is_critical(observation):
             notes.append(say("value.critical", self.lang))
         if observation.status in ("preliminary", "registered", "partial", "corrected", "amended", "unknown"):

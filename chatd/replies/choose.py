@@ -197,7 +197,7 @@ def asked_values(question: Question, rows: Sequence[Series]) -> Asked:
     chosen: dict[str, Series] = {}
     names: dict[str, list[Series]] = {}
     for row in rows:
-        for name in {fold(observation.name) for observation in row.results}:
+        for name in {fold(name) for name in {observation.name for observation in row.results}}:
             names.setdefault(name, []).append(row)
     for name in sorted(names, key=lambda name: (-len(name), name)):
         if len(name) < 3 or (match := _bounded_at(name, masked)) is None:
@@ -233,21 +233,20 @@ def asked_values(question: Question, rows: Sequence[Series]) -> Asked:
     return Asked(tuple(chosen.values()), absent, absent_groups, named.concepts)
 
 
-def _diseases(folded: str) -> set[int]:
+_DISEASES = tuple(re.compile(rf"(?<![a-z0-9])(?:{'|'.join(re.escape(word) for word in row)})") for row in SAME_DISEASE)
+
+
+def _diseases(folded: str) -> frozenset[int]:
     """Rows of ``SAME_DISEASE`` that a folded text speaks of."""
-    return {
-        number_
-        for number_, row in enumerate(SAME_DISEASE)
-        if any(re.search(rf"(?<![a-z0-9]){re.escape(word)}", folded) for word in row)
-    }
+    return frozenset(row for row, pattern in enumerate(_DISEASES) if pattern.search(folded))
 
 
-def _matches(question: Question, name: str) -> bool:
+def _matches(question: Question, name: str, diseases: frozenset[int]) -> bool:
     """Whether an entry's name is spoken of in the question: the same disease, or a word of five letters or more."""
     folded = fold(name)
     if len(folded) >= 4 and _bounded_at(folded, question.folded):
         return True
-    if _diseases(folded) & _diseases(question.folded):
+    if diseases and diseases & _diseases(folded):
         return True
     words = [word for word in _PLAIN_WORDS.findall(folded) if len(word) >= 5 and word not in _GENERIC]
     return any(
@@ -270,6 +269,11 @@ def _distinct(entries: Iterable[Entry]) -> list[tuple[Entry, int]]:
         first.setdefault(key, entry)
         count[key] = count.get(key, 0) + 1
     return [(entry, count[key]) for key, entry in first.items()]
+
+
+def _within_sentence(name: str) -> str:
+    """A name as it stands inside a sentence: "Potassium" as "potassium", "INR" and "HbA1c" as they are."""
+    return name[0].lower() + name[1:] if name[1:2].islower() and name[1:].islower() else name
 
 
 class Picked:
@@ -344,9 +348,13 @@ class Chooser:
         wants = self.question.wants("summary", "dose", "next", "protocol")
         return self._whole or bool(self.protocols) or wants
 
-    def value_facts(self, row: Series, *, at: int = 0) -> Fact:
-        """The fact of one result of a series."""
-        return self.writer.value(row.results[at], before_of(row, at, self.times))
+    def value_facts(self, row: Series, *, depth: int = 1) -> list[Fact]:
+        """The facts of a series' newest results, or of its ``depth`` last ones where those are more."""
+        shown = row.newest if len(row.newest) >= depth else range(min(depth, len(row.results)))
+        return [
+            self.writer.value(row.results[at], before_of(row, at, self.times), contradicted=row.is_contradicted(at))
+            for at in shown
+        ]
 
     def run(self) -> None:
         """All steps, in order."""
@@ -377,7 +385,7 @@ class Chooser:
             recent = latest.as_of is not None and self.times.now - latest.as_of <= RECENT
             by_triage = latest.ref in self.writer.critical_refs
             if self.writer.is_critical(latest) and (recent or by_triage):
-                self.picked.add([self.value_facts(row)], critical=True)
+                self.picked.add(self.value_facts(row), critical=True)
                 self._note_trend(row)
 
     def _note_trend(self, row: Series) -> None:
@@ -402,16 +410,16 @@ class Chooser:
         course = self.question.wants("trend")
         shown = 0
         for row in asked.series:
-            depth = min(TREND_VALUES, len(row.results)) if course else 1
-            for at in range(depth):
-                if shown < MAX_ASKED:
-                    shown += self.picked.add([self.value_facts(row, at=at)], asked=True)
+            if shown < MAX_ASKED:
+                shown += self.picked.add(self.value_facts(row, depth=TREND_VALUES if course else 1), asked=True)
             self._note_trend(row)
         for concept in asked.absent:
             self.missing.append(say("missing.value", self.lang, name=self._concept_name(concept)))
         for group in GROUPS:
             if group.id in asked.absent_groups:
-                self.missing.append(say("missing.group", self.lang, name=group.pt if self.lang == "pt" else group.en))
+                self.missing.append(
+                    say("missing.group", self.lang, name=_within_sentence(group.pt if self.lang == "pt" else group.en))
+                )
         named = bool(asked.series or asked.concepts or self.question.reports)
         if self.question.wants("labs") and not named:
             self._all_values()
@@ -423,14 +431,14 @@ class Chooser:
         shown = 0
         for row in self.rows:
             if shown < MAX_ASKED:
-                shown += self.picked.add([self.value_facts(row)], asked=True)
+                shown += self.picked.add(self.value_facts(row), asked=True)
         if len(self.rows) > shown:
             self.picked.add([self.writer.more(len(self.rows) - shown, say("kind.value", self.lang))], asked=True)
         if not self.rows:
             self.missing.append(say("missing.entries", self.lang, kind=say("kind.value", self.lang)))
 
     def _concept_name(self, concept: str) -> str:
-        return BY_ID[concept].pt if self.lang == "pt" else BY_ID[concept].en
+        return _within_sentence(BY_ID[concept].pt if self.lang == "pt" else BY_ID[concept].en)
 
     def _asked_reports(self) -> None:
         for kind in self.question.reports:
@@ -458,7 +466,7 @@ class Chooser:
         if kind == "echo":
             found += [row for row in self.rows if row.concept is not None and row.concept.id == "lvef"]
         for row in found:
-            self.picked.add([self.value_facts(row)], asked=True)
+            self.picked.add(self.value_facts(row), asked=True)
         return bool(found)
 
     def _asked_lists(self) -> None:
@@ -495,31 +503,33 @@ class Chooser:
     def _asked_by_name(self) -> None:
         """Entries that the question speaks of by name, and drugs that it names and the record does not have."""
         question, patient, writer = self.question, self.patient, self.writer
-        found = 0
-        for entry, times in _distinct([c for c in patient.conditions if _matches(question, c.name)]):
-            found += self.picked.add([writer.condition(cast("Condition", entry), times)], asked=True)
-        drugs = tuple(medicines.drugs_in(question.text))
+        diseases = _diseases(question.folded)
+        for entry, times in _distinct([c for c in patient.conditions if _matches(question, c.name, diseases)]):
+            self.picked.add([writer.condition(cast("Condition", entry), times)], asked=True)
+        drugs = {drug.id: drug.text for drug in medicines.drugs_in(question.text)}
         taken = [
-            m for m in patient.medications if _matches(question, m.name) or set(medicines.drugs_in(m.name)) & set(drugs)
+            m
+            for m in patient.medications
+            if _matches(question, m.name, diseases) or any(drug.id in drugs for drug in medicines.drugs_in(m.name))
         ]
         for entry, times in _distinct(taken):
-            found += self.picked.add([writer.medication(cast("Medication", entry), times)], asked=True)
-        for entry, times in _distinct([e for e in patient.events if _matches(question, e.name)])[:MAX_FACTS]:
-            found += self.picked.add([writer.event(cast("Event", entry), times)], asked=True)
-        for report in [r for r in patient.reports if _matches(question, r.title)][:2]:
-            found += self.picked.add(writer.report(report), asked=True)
+            self.picked.add([writer.medication(cast("Medication", entry), times)], asked=True)
+        for entry, times in _distinct([e for e in patient.events if _matches(question, e.name, diseases)])[:MAX_FACTS]:
+            self.picked.add([writer.event(cast("Event", entry), times)], asked=True)
+        for report in [r for r in patient.reports if _matches(question, r.title, diseases)][:2]:
+            self.picked.add(writer.report(report), asked=True)
         if question.wants("medications"):
-            known = {drug for m in patient.medications for drug in medicines.drugs_in(m.name)}
-            for drug in drugs:
-                if drug not in known:
-                    self.missing.append(say("missing.drug", self.lang, drug=drug))
+            known = {drug.id for m in patient.medications for drug in medicines.drugs_in(m.name)}
+            for id_, text in drugs.items():
+                if id_ not in known:
+                    self.missing.append(say("missing.drug", self.lang, drug=text))
 
     def _abnormal(self) -> None:
         for row in self.rows:
             latest = row.latest
             if latest.as_of is None or self.times.now - latest.as_of > RECENT or not flag_of(latest):
                 continue
-            self.picked.add([self.value_facts(row)])
+            self.picked.add(self.value_facts(row))
 
     def _needed(self) -> None:
         """What the protocols, the reports and a dose are read with, and what of it is not there."""
@@ -553,7 +563,7 @@ class Chooser:
                 self.missing.append(say("missing.renal", self.lang))
         for concept in dict.fromkeys(show):
             if concept in latest:
-                self.picked.add([self.value_facts(latest[concept])])
+                self.picked.add(self.value_facts(latest[concept]))
 
     def _needed_report(self, kind: str) -> None:
         found = [r for r in self.patient.reports if kind in report_kinds(r.title, r.kind) and r.status not in WITHDRAWN]
@@ -578,9 +588,6 @@ class Chooser:
     def _background(self) -> None:
         """Medicines, problems and vital signs, where the question is about what to do or about the whole patient."""
         question, patient, writer = self.question, self.patient, self.writer
-        relevant = medicines.relevant_medications(patient, question.text)
-        for entry, times in _distinct(relevant):
-            self.picked.add([writer.medication(cast("Medication", entry), times)])
         if not self.deciding:
             return
         if self._whole:
@@ -588,10 +595,10 @@ class Chooser:
         for row in self.rows:
             fresh = row.latest.as_of is not None and self.times.now - row.latest.as_of <= RECENTVITALS
             if row.concept is not None and row.concept.id in VITALS and fresh:
-                self.picked.add([self.value_facts(row)])
+                self.picked.add(self.value_facts(row))
         for entry, times in _distinct([c for c in patient.conditions if c.active]):
             self.picked.add([writer.condition(cast("Condition", entry), times)])
-        for entry, times in _distinct([m for m in patient.medications if m.active]):
+        for entry, times in _distinct(medicines.relevant_medications(patient, question.text)):
             self.picked.add([writer.medication(cast("Medication", entry), times)])
         if self._whole and patient.summary.strip():
             note = " ".join(patient.summary.split())[:MAX_FINDING_CHARS]

@@ -22,12 +22,8 @@ _QUOTES = re.compile("[\u2018\u2019\u02bc\u0060\u00b4]")
 _SPACES = re.compile(r"\s+")
 
 
-@functools.lru_cache(maxsize=8192)
 def fold(text: str) -> str:
-    """``text`` in lower case without accents, invisible signs and double spaces; "SpO₂" becomes "spo2".
-
-    Pure; the cache only saves work (a record's names come again with every question).
-    """
+    """``text`` in lower case without accents, invisible signs and double spaces; "SpO₂" becomes "spo2"."""
     text = _QUOTES.sub("'", _DASHES.sub("-", _INVISIBLE.sub("", text)))
     text = unicodedata.normalize("NFKD", text)
     text = "".join(sign for sign in text if not unicodedata.combining(sign))

@@ -188,32 +188,46 @@ def _ordered_checks(checks: Iterable[Check]) -> tuple[Check, ...]:
     return tuple(sorted(unique.values(), key=lambda check: _LEVELS[check.level]))
 
 
+def _forbidden(
+    patient: PatientLayer, question: str, drug: medicines.Drug, lang: Lang, standing: frozenset[str]
+) -> Check | None:
+    """The critical check that speaks against giving ``drug``, or None.
+
+    Allergies count always, also those that only the question states; of the interactions those that the drug would
+    add: what is wrong among the record's own medicines is told anyway.
+    """
+    named = {fold(drug.text), fold(drug.id)}
+    for check in medicines.check(patient, question, lang, proposed=(drug.text if drug.is_class else drug.id,)):
+        if check.level != "critical" or not any(name in fold(check.text) for name in named):
+            continue
+        if check.id.startswith("allergy") or check.id not in standing:
+            return check
+    return None
+
+
 def held_lines(
-    patient: PatientLayer, protocols: Sequence[ProtocolQuote], lang: Lang
+    patient: PatientLayer, question: str, protocols: Sequence[ProtocolQuote], lang: Lang
 ) -> tuple[tuple[Held, ...], tuple[Check, ...]]:
     """Protocol lines that name a drug which a critical check forbids this patient, and why.
 
-    Each drug is checked alone against the record: what is wrong among the record's own medicines is another matter.
+    Such a line stays in the quoted section, byte for byte, but is never put forward.
     """
-    standing = {check.id for check in medicines.check(patient, "", lang)}
+    standing = frozenset(check.id for check in medicines.check(patient, "", lang))
     reasons: dict[str, Check | None] = {}
     held: list[Held] = []
     checks: list[Check] = []
     for quote in protocols:
         for line in quote.quote.splitlines():
             for drug in medicines.drugs_in(line):
-                if drug not in reasons:
-                    found = medicines.check(patient, "", lang, proposed=(drug,))
-                    new = [c for c in found if c.level == "critical" and c.id not in standing]
-                    reasons[drug] = new[0] if new else None
-                reason = reasons[drug]
+                if drug.id not in reasons:
+                    reasons[drug.id] = _forbidden(patient, question, drug, lang, standing)
+                reason = reasons[drug.id]
                 if reason is None:
                     continue
-                held.append(Held(protocol=quote.id, section=quote.section, line=line, drug=drug))
-                text = say("check.held", lang, drug=drug, reason=reason.text)
-                checks.append(
-                    Check(id=f"held.{quote.id}.{drug}".replace(" ", "_"), level="info", text=text, ref=reason.ref)
-                )
+                held.append(Held(protocol=quote.id, section=quote.section, line=line, drug=drug.text))
+                text = say("check.held", lang, title=quote.title, drug=drug.text)
+                id_ = f"held.{quote.id}.{drug.id}".replace(" ", "_")
+                checks.append(Check(id=id_, level="info", text=text, ref=reason.ref))
                 break
     return tuple(held), tuple(checks)
 
@@ -285,7 +299,7 @@ def build(
             context=context,
         )
     checks = list(medicines.check(patient, question.text, language))
-    held, held_checks = held_lines(patient, protocols, language)
+    held, held_checks = held_lines(patient, question.text, protocols, language)
     checks += held_checks
     if names_somebody_else(question.text, patient):
         checks.append(Check(id="identity.name", level="warning", text=say("check.identity", language)))

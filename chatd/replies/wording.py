@@ -59,6 +59,10 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "flag.LL": ("low", "baixo"),
     "flag.A": ("abnormal", "anormal"),
     "value.critical": ("critical result", "resultado crítico"),
+    "value.contradicted": (
+        "the record holds another value of the same time",
+        "o registo tem outro valor da mesma hora",
+    ),
     "value.unit_missing": ("unit missing", "unidade em falta"),
     "value.range": ("reference {range}", "referência {range}"),
     "value.up": ("up from {value} ({time})", "a subir, antes {value} ({time})"),
@@ -192,8 +196,8 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "Olá. Pergunte-me sobre um doente: resultados, medicação, alergias, ou o que diz um protocolo.",
     ),
     "check.held": (
-        "A protocol line is held back, because it names {drug}: {reason}",
-        "Uma linha de protocolo foi retida, porque refere {drug}: {reason}",
+        "{title}: a line of this protocol is not put forward, because it names {drug}, which a check speaks against",
+        "{title}: uma linha deste protocolo não é proposta, porque refere {drug}, que uma verificação desaconselha",
     ),
     "check.identity": (
         "The question seems to name somebody else; this answer is about the patient named above only",
