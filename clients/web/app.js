@@ -153,14 +153,13 @@ export class ChatdApp extends HTMLElement {
   _drawTop() {
     const { t } = bind(this._texts);
     const { department, user } = this._conversation;
-    const listed = this._departmentName?.(this._texts.lang);
     fill(
       this._top,
       h("span", { class: "brand" }, icon("pulse"), h("span", { class: "brand-name" }, t("app.title"))),
       h(
         "span",
         { class: "who" },
-        h("strong", { dir: "auto" }, listed ?? department?.name ?? this._department),
+        h("strong", { dir: "auto" }, department?.name ?? this._department),
         h("span", { class: "small", dir: "auto" }, user?.name ?? this._userId),
       ),
       languageButton(this._top, t),

@@ -82,7 +82,7 @@ export class CitationDialog extends Dialog {
         row(t("cite.year"), source.year),
         row(t("cite.time"), source.as_of && view.texts.time(source.as_of, view.now())),
         row(t("cite.review"), !overdue && source.review_due && view.texts.time(source.review_due, view.now())),
-        row(t("cite.item"), source.ref),
+        row(t(protocol ? "cite.ref" : "cite.item"), source.ref),
       ),
       protocol &&
         h("p", { class: "quiet small" }, source.approved_by ? t("cite.approved", { name: source.approved_by }) : t("cite.not_approved")),

@@ -26,8 +26,10 @@ export class MessageList extends HTMLElement {
     this._rows.clear();
     this._empty = h("div", { class: "empty" });
     this._list = h("ol", { class: "messages" });
-    this._new = h("button", { class: "button new-below", type: "button", hidden: true, onclick: () => this.scrollBy({ top: this.clientHeight * 0.85 }) }, icon("down"), t("chat.new"));
-    this.replaceChildren(this._empty, this._list, this._new);
+    this._new?.remove();
+    this._new = h("button", { class: "new-below", type: "button", hidden: true, onclick: () => this.scrollBy({ top: this.clientHeight * 0.85 }) }, icon("down"), t("chat.new"));
+    this.replaceChildren(this._empty, this._list);
+    this.after(this._new);
     this.arrange();
     for (const key of this._rows.keys()) this.refresh(key);
     this.follow();

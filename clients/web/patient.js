@@ -43,9 +43,9 @@ export class PatientBanner extends HTMLElement {
           [
             patient.age_years === null || patient.age_years === undefined ? t("patient.age_unknown") : t("patient.age", { age: patient.age_years }),
             view.texts.of("patient.sex", patient.sex, patient.sex),
-            patient.birth_date && t("patient.born", { date: patient.birth_date }),
+            patient.birth_date && h("span", { class: "nowrap" }, t("patient.born", { date: patient.birth_date })),
             t("patient.record", { id: patient.patient_id }),
-          ].filter(Boolean).join(" · "),
+          ].filter(Boolean).map((part, index) => [index > 0 && " · ", part]),
         ),
         h(
           "span",
@@ -137,9 +137,9 @@ export class PatientList extends HTMLElement {
                 [
                   one.age_years === null || one.age_years === undefined ? t("patient.age_unknown") : t("patient.age", { age: one.age_years }),
                   view.texts.of("patient.sex", one.sex, one.sex),
-                  one.birth_date,
+                  one.birth_date && h("span", { class: "nowrap" }, one.birth_date),
                   t("patient.record", { id: one.patient_id }),
-                ].filter(Boolean).join(" · "),
+                ].filter(Boolean).map((part, index) => [index > 0 && " · ", part]),
               ),
               names.get(plain(one.name)) > 1 && h("span", { class: "mark mark-warning" }, icon("missing"), t("patient.same_name")),
               one.patient_id === openId && h("span", { class: "mark mark-open" }, icon("tick"), t("patient.is_open")),
