@@ -537,7 +537,7 @@ def _conflict(allergen: _Allergen, item: _Item, lang: str) -> _Conflict | None:
         level, source, tolerates = "critical", TABLE.sources["general"], False
         why = pick(lang, "the same medicine: do not give", "o mesmo medicamento: não administrar")
         id_ = f"allergy.{slug(same.id)}"
-    if same is not None and found is not None and level == "info":
+    if same is not None and level != "critical" and not tolerates:
         level = "critical"
         why = pick(lang, "the same medicine: do not give", "o mesmo medicamento: não administrar")
         id_ = f"allergy.{slug(same.id)}"

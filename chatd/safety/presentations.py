@@ -168,11 +168,13 @@ _NOT_A_DENIAL = re.compile(
     r"|allerg\w+)\b"
 )
 _DENIED_AFTER = re.compile(
-    r"^[ ]*(?:(?:has|have|had|was|were|is|are|been|foi|foram|esta|ja|currently|now|clinically|já)[ ]+){0,3}"
+    r"^[ ]*(?:(?:direit[ao]|esquerd[ao]|agud[ao]|ativ[ao])[ ]+)?(?:(?:has|have|had|was|were|is|are|been|foi|foram"
+    r"|esta|ja|currently|now|clinically|já)[ ]+){0,3}"
     r"(?:ruled out|excluded|negative|absent|unlikely|resolved|denied|settled|gone|excluid[oa]s?|afastad[oa]s?"
     r"|descartad[oa]s?"
     r"|negativ[oa]s?|ausentes?|resolvid[oa]s?|improvave(?:l|is)|negad[oa]s?)\b"
-    r"|^[ ]*[:=?][ ]*(?:no|nao|none|negative|negativ[oa]|nega|absent|ausentes?|nil)\b|^[ ]*\([ ]*(?:-|no|nao)[ ]*\)"
+    r"|^[^,.;:?(]{0,24}[:=][ ]*(?:no|nao|none|negative|negativ[oa]|nega|absent|ausentes?|nil)\b|^[ ]*\([ ]*(?:-|no"
+    r"|nao)[ ]*\)"
 )
 _NOT_EXCLUDED = re.compile(r"\b(not|nao|never|nunca|cannot be|can'?t be|hasn'?t been|isn'?t)[ ]+(\w+[ ]+)?$")
 
@@ -561,6 +563,14 @@ def _numbers(normal: Normalised, pattern: re.Pattern[str]) -> list[_Number]:
     return found
 
 
+_ARROW = re.compile(r"[ ]*(?:->|=>|>|to|para)[ ]*(?P<value>\d{1,4}(?:[.,]\d{1,3})?)(?P<value_first>)")
+#: "K was 6.9 yesterday, now 4.8" and "K 4.2 yesterday, 6.9 now": the second value without its name.
+_NOW_VALUE = re.compile(
+    r"[^.;\n\d]{0,25}(?:\b(?:now|agora|hoje|today|currently|atualmente)[ ]*(?:is |at |it is |de |esta )?"
+    r"(?P<value>\d{1,4}(?:[.,]\d{1,3})?)|(?P<value_first>\d{1,4}(?:[.,]\d{1,3})?)[ ]*(?:now|agora|hoje|today)\b)"
+)
+
+
 def _current(normal: Normalised, numbers: list[_Number]) -> _Number | None:
     """Of several values of one thing the one that holds now: the last that is not told as past."""
     if not numbers:
@@ -573,11 +583,11 @@ def _current(normal: Normalised, numbers: list[_Number]) -> _Number | None:
         return _WAS.search(" ".join(head.split()[-3:]) + " " + own + " " + " ".join(tail.split()[:3])) is not None
 
     last = numbers[-1]
-    arrow = re.match(r"[ ]*(?:->|=>|>|to|para)[ ]*(?P<value>\d{1,4}(?:[.,]\d{1,3})?)", normal.text[last.end :])
-    if arrow:
-        return msgspec.structs.replace(
-            last, value=float(arrow.group("value").replace(",", ".")), end=last.end + arrow.end()
-        )
+    after = normal.text[last.end :]
+    later = _ARROW.match(after) or (_NOW_VALUE.match(after) if is_past(last) else None)
+    if later:
+        value = later.group("value") or later.group("value_first")
+        return msgspec.structs.replace(last, value=float(value.replace(",", ".")), end=last.end + later.end())
     present = [one for one in numbers if not is_past(one)]
     return (present or numbers)[-1]
 

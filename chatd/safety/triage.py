@@ -429,6 +429,12 @@ def is_sedated_or_ventilated(patient: PatientLayer, question: str, now: datetime
     )
 
 
+def _is_hypercapnic(patient: PatientLayer) -> bool:
+    """Whether an active diagnosis says that the patient retains carbon dioxide."""
+    pattern = r"\b(hypercap\w*|hipercap\w*|hypercarb\w*|type (2|ii) respiratory|tipo (2|ii))\b"
+    return any(c.active and re.search(pattern, key(c.name)) for c in patient.conditions)
+
+
 def _news2_flag(score: Score, parts: dict[str, int], lang: str) -> RedFlag | None:
     """high (7 and over), medium (5-6) and single (3 in one parameter) are escalated, also when a parameter is missing:
     what is there already suffices."""
@@ -512,6 +518,14 @@ def triage(
             score = msgspec.structs.replace(score, text=score.text.rstrip(".") + "." + note)
         scores.append(score)
         missing += vitals.missing(lang)
+        if vitals.spo2 is not None and vitals.scale is None and _is_hypercapnic(patient):
+            missing.append(
+                pick(
+                    lang,
+                    "no SpO2 target of 88-92 % is prescribed in the record: NEWS2 uses scale 1",
+                    "sem alvo de SpO2 de 88-92 % prescrito no registo: o NEWS2 usa a escala 1",
+                )
+            )
         if validated and not sedated and (flag := _news2_flag(score, score.parts, lang)) is not None:
             flags.append(flag)
         acute_coronary = any(p.id in _ACUTE_CORONARY for p in (*asked, *(p for p, _ in recorded)))

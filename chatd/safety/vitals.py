@@ -308,7 +308,7 @@ def oxygen_given(observation: Observation) -> bool | None:
 _TARGET = re.compile(
     r"((spo2|sao2|sats?|saturac\w*|saturation|o2|oxygen\w*|oxigeni\w*|target|alvo|objetivo|objectivo|goal|aim"
     r"|scale 2|escala 2)"
-    r"[^.;\n]{0,40}?\b88 ?%? ?(-|to|a|/|e|and) ?92\b)|(\b88 ?%? ?(-|to|a|/) ?92 ?%?[^.;\n]{0,30}?"
+    r"[^.;\n]{0,40}?\b88 ?%? ?(-|to|a|e|and) ?92\b)|(\b88 ?%? ?(-|to|a) ?92 ?%?[^.;\n]{0,30}?"
     r"(spo2|sats?|saturation|saturac|target|alvo|o2|oxygen|oxigenio))|\b(spo2|news ?2?) (scale|escala) 2\b"
 )
 
