@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import sys
 from collections.abc import AsyncIterator, Callable
 
 import structlog
@@ -23,9 +24,9 @@ from chatd.records import RecordKeeper
 from chatd.replies.runs import Runs
 from chatd.replies.sessions import Sessions
 from chatd.settings import Settings
-from context.library import Library
 from context.seal import Sealer
 from context.store import ContextStore, connect
+from protocols.errors import ChatdError
 
 log = structlog.get_logger(__name__)
 
@@ -44,14 +45,19 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        sealer = Sealer(places.key_ring())
         redis = connect(
             places.redis_url, timeout_s=settings.redis_timeout_s, max_connections=settings.redis_max_connections
         )
         doorbell = connect(places.redis_url, timeout_s=_DOORBELL_READ_S, max_connections=2)
-        ledger = Ledger.open(places.ledger_url, timeout_s=settings.ledger_timeout_s)
-        node = _node(settings, places, clock, sealer, redis, doorbell, ledger)
-        keeper = RecordKeeper(node.store, redis, places, demo=settings.demo, clock=clock)
+        try:
+            sealer = Sealer(places.key_ring())
+            ledger = Ledger.open(places.ledger_url, timeout_s=settings.ledger_timeout_s)
+            node = _node(settings, places, clock, sealer, redis, doorbell, ledger)
+            keeper = RecordKeeper(node.store, redis, places, demo=settings.demo, clock=clock)
+        except (ChatdError, ValueError, OSError) as error:
+            # Keys, pages or addresses that cannot be used: the server swallows the reason, so it is said here.
+            print(f"chatd: {error}", file=sys.stderr, flush=True)
+            raise
         app.state.node = node
         app.state.keeper = keeper
         app.state.jwt_secret = places.jwt_secret() if settings.demo else b""
@@ -97,7 +103,7 @@ def _node(
     runs = Runs(
         sessions=sessions,
         store=store,
-        library=Library.load(),
+        library=places.library(),
         clock=clock,
         node_id=node_id,
         model_configured=settings.model_configured,

@@ -10,7 +10,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from chatd.places import Places
-from chatd.records import ForAll, HospitalFileError, configured
+from chatd.records import ForAll, HospitalFileError, configured, is_of_demo
 from context.feeds import Feeds, FeedsError
 from context.fhir import (
     Import,
@@ -76,7 +76,9 @@ async def _store(places: Places, imported: Import, departments: tuple[str, ...])
 async def _merge(store: ContextStore, target: ForAll, one: PatientImport) -> int:
     layer = one.layer
     try:
-        layer = merge_patient(await store.patient(layer.patient_id), layer, retracted=one.retracted)
+        known = await store.patient(layer.patient_id)
+        if not is_of_demo(known):
+            layer = merge_patient(known, layer, retracted=one.retracted)
     except PatientUnknown:
         pass
     except PatientConflict as conflict:

@@ -10,6 +10,7 @@ import msgspec
 
 from chatd.gateway.auth import TokenConfig, TokenVerifier
 from chatd.settings import Settings, SettingsError
+from context.library import Library
 from context.seal import KeyRing
 
 #: Bytes of the demo's HS256 key: as long as its hash. Source: RFC 7518, section 3.2.
@@ -70,6 +71,15 @@ class Places:
             return KeyRing.load(Path(self.settings.seal_key_file))
         self.prepare()
         return KeyRing.load(self.data / "keys" / "seal.keys", create=True)
+
+    def library(self) -> Library:
+        """The hospital's own protocol pages if it has named a folder, else those that chatd comes with.
+
+        Raises:
+            LibraryError: a page is not complete or contradicts another; the text names file and field.
+        """
+        folder = self.settings.protocols_dir
+        return Library.load(Path(folder)) if folder else Library.load()
 
     def jwt_secret(self) -> bytes:
         """The demo's HS256 key, made when absent; two processes that make it at once agree on one.

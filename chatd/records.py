@@ -31,6 +31,8 @@ _LOOK_S = 0.5
 #: One node loads; another takes over when it has not finished by then.
 _LOADING_LEASE_MS = 60_000
 _LOADING_KEY = "chatd:loading"
+#: Among a demo patient's identifiers, so that nothing invented is ever merged into an imported record.
+DEMO_MARK = "urn:chatd:demo"
 #: The demo is always "today"; vital signs older than a day would not be scored.
 _DEMO_DAY = timedelta(hours=12)
 
@@ -155,10 +157,18 @@ class RecordKeeper:
 
 
 def demo_patients(now: datetime, zone: ZoneInfo) -> list[PatientLayer]:
-    """The demo's patients, through the same import as real ones."""
+    """The demo's patients, through the same import as real ones, marked as the demo's."""
     layers = []
     for department, bundle in demo.load(now).bundles:
         importer = Importer(departments=(department,), now=now, zone=zone)
         importer.add_file("demo", msgspec.json.encode(bundle))
-        layers += [imported.layer for imported in importer.finish().patients]
+        layers += [
+            msgspec.structs.replace(layer, identifiers=(*layer.identifiers, DEMO_MARK))
+            for layer in (imported.layer for imported in importer.finish().patients)
+        ]
     return layers
+
+
+def is_of_demo(layer: PatientLayer) -> bool:
+    """Whether a layer came with the demo: it gives way to an import of the same record number and is never merged."""
+    return DEMO_MARK in layer.identifiers

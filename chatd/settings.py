@@ -29,6 +29,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     engine: Engine = "none"
     #: Loads the demo hospital and serves its sign-in. Never on a real installation.
     demo: bool = False
+    #: A folder with the hospital's own approved protocol pages, in place of those that chatd comes with.
+    protocols_dir: str = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     # --- keys and tokens ---

@@ -18,7 +18,6 @@ from chatd.replies.facts import build
 from chatd.replies.sessions import session_key
 from context.budget import BudgetTooSmall, estimate_tokens
 from context.compose import compose
-from context.library import Library
 from context.seal import Sealer
 from context.store import ContextStore, StoreError, connect
 
@@ -38,7 +37,7 @@ async def show(places: Places, *, department: str, user: str, patient: str, ques
         return _fail(f"not shown: {type(error).__name__} {error}".strip())
     if layers.patient is not None and department not in layers.patient.departments:
         return _fail(f"not shown: this patient is not of {department}")
-    facts = build(layers, question, library=Library.load(), now=now, lang="")
+    facts = build(layers, question, library=places.library(), now=now, lang="")
     try:
         prompt = compose(
             layers,

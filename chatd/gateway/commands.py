@@ -174,7 +174,7 @@ async def _repeat(connection: Connection, event_id: str) -> bool:
     event = await connection.node.sessions.event(_key(connection), event_id)
     if event is None:
         return False
-    if event.seq <= connection.began_at:
+    if event.seq <= connection.repeats_up_to:
         connection.send_event(event.seq, event.frame, again=True)
     return True
 

@@ -70,8 +70,9 @@ class Connection:
         self.active_patient_id: str | None = None
         #: Durable frames up to here are the client's; None until the session is open.
         self.cursor: int | None = None
-        #: Where this connection began: durable frames above it were or will be sent on it.
-        self.began_at = 0
+        #: Durable frames up to here were not sent on this connection and are not held by the client: an answer
+        #: among them is sent again to whoever asks with its id again.
+        self.repeats_up_to = 0
         self._msgpack = False
         self._received = 0
         self._outbox = Outbox(node.settings.outbox_bytes)
@@ -159,7 +160,7 @@ class Connection:
             loops += [asyncio.create_task(self._read_loop()), asyncio.create_task(self._catch_up_loop())]
             if self.channel == "app":
                 # A push extension and a wall board hear of alerts only: the session's log is not theirs.
-                self.began_at = self.cursor = resume_from
+                self.cursor = resume_from
                 self._behind.set()
             watched: list[asyncio.Future[Any]] = [*loops, self._close_wanted]
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)

@@ -40,8 +40,10 @@ COMPAT_SESSION_ID = "compat"
 async def welcome(connection: Connection, hello: Hello) -> int:
     """Open the session and queue ``welcome``, and ``snapshot`` where the client cannot go on from what it has.
 
-    Returns the ``seq`` after which the connection goes on: what follows is in the log. The connection is joined
-    to the session's appends before the log is looked at, so nothing falls between.
+    The connection is joined to the session's appends before the log is looked at, so nothing falls between.
+
+    Returns:
+        The ``seq`` after which the connection goes on; what follows is in the log.
 
     Raises:
         SessionsUnavailable, StoreUnavailable, ContextNotLoaded: come back in a moment.
@@ -67,6 +69,8 @@ async def welcome(connection: Connection, hello: Hello) -> int:
         known=opened.existed or (resume is not None and opened.was_lost(resume.epoch)),
     )
     resume_from = plan.replay_from - 1
+    # What a client that resumed says it holds is never sent to it again; one that begins anew may ask for it.
+    connection.repeats_up_to = 0 if plan.resumed else resume_from
     connection.session.opened(opened.epoch, resume_from, 0, now_ms=node.clock.monotonic_ms(), idle_ms=opened.idle_ms)
     if not connection.compat:
         connection.send(await _welcome(connection, opened, department, plan))
