@@ -16,7 +16,7 @@ import msgspec
 from chatd.safety.analytes import Analyte, Limits, analyte_of, limits_of, to_canonical
 from chatd.safety.presentations import Presentation, ecg_emergencies, emergencies
 from chatd.safety.vitals import AHEAD_H, LABELS, Vitals, newest_first, plausible, vitals_of
-from chatd.safety.words import fold, key, moment, number, pick, slug, stamp
+from chatd.safety.words import fold, key, moment, name_key, number, pick, slug, stamp
 from context.layers import HospitalLayer, Observation, PatientLayer
 from protocols.frames import RedFlag, Score
 
@@ -300,7 +300,7 @@ def _latest(patient: PatientLayer, now: datetime) -> list[tuple[Analyte | None, 
         if observation.as_of is not None and observation.as_of > now + timedelta(hours=AHEAD_H):
             continue
         analyte = analyte_of(observation)
-        id_ = analyte.id if analyte is not None else f"{observation.code or ''} {key(observation.name)}"
+        id_ = analyte.id if analyte is not None else f"{observation.code or ''} {name_key(observation.name)}"
         if id_ in seen or (analyte is not None and observation.value is None and observation.flag not in {"HH", "LL"}):
             continue
         seen.add(id_)
@@ -459,7 +459,7 @@ def _record_presentations(patient: PatientLayer, now: datetime) -> list[tuple[Pr
         if _is_recent(report.as_of, now, ECG_MAX_AGE_H):
             found += [(p, report.ref) for p in ecg_emergencies(report.text)]
     for o in newest_first(patient.observations):
-        if o.text and re.search(r"\b(ecg|ekg|electrocardiogra\w*|eletrocardiogra\w*)\b", fold(o.name)):
+        if o.text and re.search(r"\b(ecg|ekg|electrocardiogra\w*|eletrocardiogra\w*)\b", name_key(o.name)):
             if _is_recent(o.as_of, now, ECG_MAX_AGE_H):
                 found += [(p, o.ref) for p in ecg_emergencies(o.text)]
             break

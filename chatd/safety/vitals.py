@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -204,9 +205,14 @@ def parameter_of(observation: Observation) -> Parameter | None:
     """Which vital sign this observation is: by LOINC, else by its whole name; None for anything else."""
     if observation.code is not None and observation.code in LOINC:
         return LOINC[observation.code]
-    name = key(re.sub(r"[\(\[\{].*?[\)\]\}]", " ", observation.name))
+    return _parameter_named(observation.name)
+
+
+@lru_cache(maxsize=4096)  # a record says the same few names hundreds of times
+def _parameter_named(name: str) -> Parameter | None:
+    plain = key(re.sub(r"[\(\[\{].*?[\)\]\}]", " ", name))
     for parameter, pattern in _NAME_PATTERNS:
-        if pattern.fullmatch(name):
+        if pattern.fullmatch(plain):
             return parameter
     return None
 
@@ -315,7 +321,10 @@ _TARGET = re.compile(
 
 def prescribes_88_92(text: str) -> bool:
     """Whether a text prescribes the saturation target of NEWS2's scale 2."""
-    return _TARGET.search(fold(text)) is not None
+    # the cheap question first: a long record asks it of every result
+    return ("88" in text or re.search(r"(?i)(scale|escala)\s*2", text) is not None) and _TARGET.search(
+        fold(text)
+    ) is not None
 
 
 def _fresh(as_of: datetime | None, now: datetime, max_age_h: float) -> bool:

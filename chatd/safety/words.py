@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from datetime import UTC, datetime
+from functools import lru_cache
 
 _TYPOGRAPHIC = str.maketrans(
     {
@@ -48,6 +49,15 @@ def fold(text: str) -> str:
 def key(text: str) -> str:
     """``fold`` with every run of other signs than letters and digits as one space: a name to look up by."""
     return re.sub(r"[^a-z0-9]+", " ", fold(text)).strip()
+
+
+@lru_cache(maxsize=8192)
+def name_key(name: str) -> str:
+    """``key`` of the name of an observation, remembered: a record says the same few names hundreds of times.
+
+    For names of results only, never for what somebody wrote about a patient.
+    """
+    return key(name)
 
 
 def slug(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatd.safety.triage import NEWS2_BANDS, NEWS2_PARTS, news2, news2_band
@@ -85,6 +85,7 @@ def test_news2_bands_equal_source() -> None:
 maybe = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True), st.floats(0, 400), st.integers(0, 400))
 
 
+@settings(deadline=None)
 @given(
     rr=maybe,
     spo2=maybe,
@@ -114,6 +115,7 @@ def test_news2_any_input(**given_: Any) -> None:
 
 
 @pytest.mark.parametrize(("parameter", "normal"), [("rr", 16.0), ("sbp", 150.0), ("hr", 70.0), ("temp", 37.0)])
+@settings(deadline=None)
 @given(data=st.data())
 def test_news2_monotone_away_from_normal(parameter: str, normal: float, data: st.DataObject) -> None:
     """The further a vital sign lies from its normal band, on either side, the more points or as many."""
@@ -126,6 +128,7 @@ def test_news2_monotone_away_from_normal(parameter: str, normal: float, data: st
     assert points[0] <= points[1]
 
 
+@settings(deadline=None)
 @given(a=st.floats(20, 100), b=st.floats(20, 100))
 def test_news2_scale1_monotone(a: float, b: float) -> None:
     """On scale 1 a lower saturation never has fewer points."""
@@ -227,6 +230,7 @@ def test_vitals_units(parameter: str, value: float, unit: str | None, expected: 
     assert got == (expected if isinstance(expected, str) else pytest.approx(expected, abs=0.02))
 
 
+@settings(deadline=None)
 @given(st.floats(24, 45))
 def test_vitals_fahrenheit_round_trip(celsius: float) -> None:
     """A temperature told in Fahrenheit comes back as the same Celsius."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatd.safety.presentation_table import CORRECT, REPAIRABLE, RULES
@@ -438,6 +438,7 @@ def test_emergencies_plain_phrase_counts(phrase: str) -> None:
     assert emergencies(phrase) != ()
 
 
+@settings(deadline=None)
 @given(
     case=st.one_of(
         st.tuples(st.sampled_from(NEGATIONS_EN), st.sampled_from(PLAIN_EN)),
@@ -452,6 +453,7 @@ def test_emergencies_negated_never_triggers(case: tuple[str, str], upper: bool) 
     assert emergencies(text.upper() if upper else text) == ()
 
 
+@settings(deadline=None)
 @given(
     negation=st.sampled_from(["no fever, but {}", "denies cough, but {}", "no fever. {}", "afebrile; {} now"]),
     phrase=st.sampled_from(PLAIN_EN),
@@ -461,6 +463,7 @@ def test_emergencies_negation_ends(negation: str, phrase: str) -> None:
     assert emergencies(negation.format(phrase)) != ()
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_emergencies_never_raise(text: str) -> None:
     """Any text is read without an error, the same way each time, and each id comes once."""
@@ -471,6 +474,7 @@ def test_emergencies_never_raise(text: str) -> None:
     vital_numbers(text)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatd.safety import scores
@@ -113,6 +113,7 @@ def test_calculators_refuse_unknown_sex() -> None:
         scores.cockcroft_gault_ml_min(age_years=50, weight_kg=70, creatinine_mg_dl=1, sex="unknown")  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(rate=st.floats(25, 250), qt=st.floats(200, 800))
 def test_qtc_moves_towards_rate_sixty(rate: float, qt: float) -> None:
     """All four corrections lengthen QT above 60 beats a minute and shorten it below."""
@@ -121,6 +122,7 @@ def test_qtc_moves_towards_rate_sixty(rate: float, qt: float) -> None:
         assert value >= qt - 0.06 if rate >= 60 else value <= qt + 0.06
 
 
+@settings(deadline=None)
 @given(
     age=st.integers(18, 120),
     flags=st.lists(st.booleans(), min_size=5, max_size=5),

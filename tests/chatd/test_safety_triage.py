@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatd.safety.analytes import ANALYTES, BY_ID, analyte_named, from_canonical, to_canonical
@@ -30,7 +30,7 @@ CODED = {
 
 def vital_signs(**given_: Any) -> tuple[Observation, ...]:
     """A whole set of vital signs, normal but for what is given (rr, spo2, o2, sbp, hr, acvpu, temp, scale)."""
-    signs = {
+    signs: dict[str, Any] = {
         "rr": 16, "spo2": 98, "o2": False, "sbp": 124, "dbp": 74, "hr": 76, "acvpu": "A", "temp": 36.8, "scale": 1,
     } | given_  # fmt: skip
     out = [
@@ -435,6 +435,7 @@ def test_unjudged_values_named() -> None:
     assert any("Potassium 6.9 (unit missing)" in text and "not compared" in text for text in result.missing)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_units_round_trip(data: st.DataObject) -> None:
     """A value told in any unit of its analyte comes back as the same canonical value."""
@@ -477,6 +478,7 @@ observations = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(observations, max_size=8), st.text(max_size=40), st.sampled_from(["en", "pt-PT", ""]))
 def test_triage_any_record(items: list[Observation], question: str, lang: str) -> None:
     """No record and no question raises; the same input gives the same result, each flag once."""
