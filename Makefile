@@ -1,27 +1,30 @@
 # chatd: `make run` shows it, `make test` proves it, `make help` lists the rest.
-.PHONY: help setup run test check faults bench clean
+.PHONY: help setup dev run test check faults bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make .venv/ with the command chatd in it
-	@scripts/setup
+	@scripts/setup base
+
+dev: ## the same with what the tests need
+	@scripts/setup dev
 
 run: setup ## start everything one machine needs on http://127.0.0.1:8080
 	@.venv/bin/chatd up $(ARGS)
 
-test: setup ## format, lint, types and all tests that fit in five minutes
+test: dev ## format, lint, types and all tests that fit in five minutes
 	@scripts/system-packages
 	@scripts/check
 	@.venv/bin/pytest $(ARGS)
 
-check: setup ## format, lint and types only
+check: dev ## format, lint and types only
 	@scripts/check
 
-faults: setup ## kill the gateway at each step of a question, 200 seeded runs
+faults: dev ## kill the gateway at each step of a question, 200 seeded runs
 	@.venv/bin/python -m tests.faults.campaign --runs 200 $(ARGS)
 
-bench: setup ## measure accepted, facts, memory and CPU with 200 connections
+bench: dev ## measure accepted, facts, memory and CPU with 200 connections
 	@.venv/bin/python loadtest/bench/questions.py $(ARGS)
 
 clean: ## remove what the targets made (not the data directory)
