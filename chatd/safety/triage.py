@@ -390,10 +390,10 @@ def is_deceased(patient: PatientLayer) -> bool:
 # --- the three triggers together ----------------------------------------------------------------------------
 
 _ICU = re.compile(r"(icu|uci|ucip|ucic|itu|intensive|intensiv[oa]s?|critical care|cuidados intensivos)")
+# opioids alone are analgesia: fentanyl in an awake patient silences nothing
 _SEDATIVES = re.compile(
-    r"\b(propofol|midazolam|dexmedetomidin\w*|fentan[iy]l\w*|remifentan[iy]l\w*|sufentan[iy]l\w*|ketamin\w*"
-    r"|cetamin\w*|isofluran\w*|sevofluran\w*"
-    r"|thiopental|tiopental|rocuroni\w*|cisatracuri\w*|vecuroni\w*|atracuri\w*|pentobarbital)\b"
+    r"\b(propofol|midazolam|dexmedetomidin\w*|ketamin\w*|cetamin\w*|isofluran\w*|sevofluran\w*|thiopental|tiopental"
+    r"|rocuroni\w*|cisatracuri\w*|vecuroni\w*|atracuri\w*|pentobarbital)\b"
 )
 _VENTILATED = re.compile(
     r"\b(mechanical(ly)? ventilat\w*|invasive ventilat\w*|ventilated|intubated|endotracheal tube|ventilador"
@@ -433,6 +433,20 @@ def _is_hypercapnic(patient: PatientLayer) -> bool:
     """Whether an active diagnosis says that the patient retains carbon dioxide."""
     pattern = r"\b(hypercap\w*|hipercap\w*|hypercarb\w*|type (2|ii) respiratory|tipo (2|ii))\b"
     return any(c.active and re.search(pattern, key(c.name)) for c in patient.conditions)
+
+
+def _circulation_flag(score: Score, lang: str) -> RedFlag | None:
+    """Under sedation or ventilation a systolic or a pulse of 3 points still counts: neither explains them."""
+    threes = [name for name in ("sbp", "hr") if score.parts.get(name) == 3]
+    if not threes:
+        return None
+    what = ", ".join(pick(lang, *LABELS[name]) for name in threes)  # type: ignore[index]
+    text = pick(
+        lang,
+        f"3 points in {what}, which sedation or ventilation do not explain. {NEWS2_SOURCE}",
+        f"3 pontos em {what}, que a sedação ou a ventilação não explicam. {NEWS2_SOURCE}",
+    )
+    return RedFlag(id="news2.circulation", trigger="news2", text=text)
 
 
 def _news2_flag(score: Score, parts: dict[str, int], lang: str) -> RedFlag | None:
@@ -485,7 +499,8 @@ def triage(
 
     NEWS2: 7 and over ("news2.high"), 5-6 ("news2.medium"), 3 in one parameter ("news2.single"). In intensive care,
     under sedation or ventilation, NEWS2 is shown and raises nothing by itself: it is not validated there, sedation
-    alone gives 3 points, and care is continuous already. The other two triggers stay.
+    alone gives 3 points, and care is continuous already. A systolic or a pulse of 3 points is still escalated there
+    ("news2.circulation"), and the other two triggers stay.
     Critical results: "critical.<analyte>". Emergencies of the question, of recent ECG reports and of new diagnoses:
     "emergency.<id>". Without a patient only the question counts; of a deceased one too.
     """
@@ -526,8 +541,9 @@ def triage(
                     "sem alvo de SpO2 de 88-92 % prescrito no registo: o NEWS2 usa a escala 1",
                 )
             )
-        if validated and not sedated and (flag := _news2_flag(score, score.parts, lang)) is not None:
-            flags.append(flag)
+        if validated:
+            flag = _circulation_flag(score, lang) if sedated else _news2_flag(score, score.parts, lang)
+            flags += [flag] if flag is not None else []
         acute_coronary = any(p.id in _ACUTE_CORONARY for p in (*asked, *(p for p, _ in recorded)))
         judged = _judgements(patient, hospital, now, acute_coronary, lang)
         flags += _once(one.flag for one in judged if one.flag is not None)

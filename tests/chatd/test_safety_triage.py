@@ -199,6 +199,14 @@ def test_triage_icu_without_sedation_escalates() -> None:
     assert "does not escalate by itself" in silenced.scores[0].text
 
 
+def test_triage_icu_circulation_still_counts() -> None:
+    """Under sedation a systolic of 78 is escalated; fentanyl alone is no sedation."""
+    low = vital_signs(rr=24, acvpu="U", sbp=78)
+    assert ids(run("plan?", patient(*low, medications=SEDATED), "icu")) == {"news2.circulation"}
+    awake = patient(*vital_signs(rr=24, spo2=93, o2=True, hr=96), medications=names("medications", ["fentanyl"]))
+    assert ids(run("plan?", awake, "icu")) == {"news2.high"}
+
+
 @pytest.mark.parametrize(
     ("department", "expected"),
     [
