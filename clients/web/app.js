@@ -286,7 +286,11 @@ export class ChatdApp extends HTMLElement {
     if (patient && patient.patient_id === this._conversation.patient?.patient_id) return;
     this._loadPatients();
     const choose = (one, second) => this._contextSet(one.patient_id, second);
-    openDialog(this, "patient-dialog", this._view, { patient, choose, ...more });
+    const done = (isOpen) => {
+      more.done?.(isOpen);
+      if (isOpen) this._parts.composer.focusField();
+    };
+    openDialog(this, "patient-dialog", this._view, { patient, choose, search: more.search, done });
   }
 
   _contextSet(patientId, second) {

@@ -2,6 +2,9 @@
 
 import { emit, fill, h, icon } from "./dom.js";
 
+/** A range up to this long stays on one line, so that "<" never stands apart from its number; a longer one wraps. */
+const SHORT_CHARS = 14;
+
 const LIST_KINDS = ["report", "condition", "medication", "procedure", "encounter", "demographic", "note"];
 const TRENDS = { up: "up", rising: "up", down: "down", falling: "down", steady: "steady", stable: "steady", unchanged: "steady" };
 const LEVEL_ICONS = { critical: "flag", warning: "allergy", info: "check" };
@@ -94,7 +97,7 @@ export class FactsCard extends HTMLElement {
               h("span", { class: "small quiet" }, one.as_of ? h("time", { datetime: one.as_of, title: one.as_of }, this._view.texts.time(one.as_of, this._view.now())) : t("facts.time_unknown")),
             ),
             h("td", {}, valueCell(this._view, one)),
-            h("td", { class: "range" }, one.range || "–"),
+            h("td", { class: String(one.range).length > SHORT_CHARS ? "range" : "range nowrap", dir: "auto" }, one.range || "–"),
           ),
         ),
       ),

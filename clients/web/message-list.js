@@ -28,7 +28,7 @@ export class MessageList extends HTMLElement {
     this._list = h("ol", { class: "messages" });
     this._new?.remove();
     this._new = h("button", { class: "new-below", type: "button", hidden: true, onclick: () => this.scrollBy({ top: this.clientHeight * 0.85 }) }, icon("down"), t("chat.new"));
-    this.replaceChildren(this._empty, this._list);
+    this.replaceChildren(this._list, this._empty);
     this.after(this._new);
     this.arrange();
     for (const key of this._rows.keys()) this.refresh(key);
@@ -50,7 +50,7 @@ export class MessageList extends HTMLElement {
       this._rows.set(item.key, row);
       this._list.append(row);
     }
-    this._showEmpty(items.size === 0);
+    this.patientChanged();
   }
 
   /** Draw one exchange again; the list follows if the reader was at its end. */
@@ -58,9 +58,12 @@ export class MessageList extends HTMLElement {
     const row = this._rows.get(key);
     const item = this._view.conversation.items.get(key);
     if (!row || !item) return;
+    // Somebody who has read on to the end stays at the end; nobody is ever moved back up.
+    const atEnd = this._atEnd() && this.scrollTop > this._target() + NEAR_PX;
     if (item.kind === "exchange") this._exchange(row, item);
     else this._divider(row, item);
-    if (this._follow) this._pin();
+    if (atEnd) this.scrollTop = this.scrollHeight;
+    else if (this._follow) this._pin();
     this._new.hidden = this._atEnd();
   }
 
@@ -86,7 +89,8 @@ export class MessageList extends HTMLElement {
   }
 
   _pin() {
-    this.scrollTop = this._target();
+    const target = this._target();
+    if (target > this.scrollTop) this.scrollTop = target;
   }
 
   _scrolled() {
@@ -228,7 +232,7 @@ export class MessageList extends HTMLElement {
 
   /** The open patient has changed: the examples name them. */
   patientChanged() {
-    this._showEmpty(this._view.conversation.items.size === 0);
+    this._showEmpty([...this._view.conversation.items.values()].every((item) => item.kind !== "exchange"));
   }
 }
 

@@ -12,6 +12,11 @@ export function hueOf(patientId) {
   return sum % HUES;
 }
 
+/** One of the details in a row of them: a short one is never broken in two, a long record number may be. */
+function apart(part, index) {
+  return [index > 0 && " · ", h("span", { class: part.length <= 24 ? "nowrap" : null }, part)];
+}
+
 export class PatientBanner extends HTMLElement {
   show(view) {
     const t = view.texts.t.bind(view.texts);
@@ -43,9 +48,9 @@ export class PatientBanner extends HTMLElement {
           [
             patient.age_years === null || patient.age_years === undefined ? t("patient.age_unknown") : t("patient.age", { age: patient.age_years }),
             view.texts.of("patient.sex", patient.sex, patient.sex),
-            patient.birth_date && h("span", { class: "nowrap" }, t("patient.born", { date: patient.birth_date })),
+            patient.birth_date && t("patient.born", { date: patient.birth_date }),
             t("patient.record", { id: patient.patient_id }),
-          ].filter(Boolean).map((part, index) => [index > 0 && " · ", part]),
+          ].filter(Boolean).map(apart),
         ),
         h(
           "span",
@@ -137,9 +142,9 @@ export class PatientList extends HTMLElement {
                 [
                   one.age_years === null || one.age_years === undefined ? t("patient.age_unknown") : t("patient.age", { age: one.age_years }),
                   view.texts.of("patient.sex", one.sex, one.sex),
-                  one.birth_date && h("span", { class: "nowrap" }, one.birth_date),
+                  one.birth_date,
                   t("patient.record", { id: one.patient_id }),
-                ].filter(Boolean).map((part, index) => [index > 0 && " · ", part]),
+                ].filter(Boolean).map(apart),
               ),
               names.get(plain(one.name)) > 1 && h("span", { class: "mark mark-warning" }, icon("missing"), t("patient.same_name")),
               one.patient_id === openId && h("span", { class: "mark mark-open" }, icon("tick"), t("patient.is_open")),

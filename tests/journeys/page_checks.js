@@ -81,7 +81,7 @@
   if (!["en-GB", "pt-PT"].includes(document.documentElement.lang)) faults.push("the page's language is not said");
   const wide = document.documentElement.scrollWidth - innerWidth;
   if (wide > 0) faults.push(`${wide} px wider than the window`);
-  for (const box of document.querySelectorAll(".screen, message-list, .side, dialog[open]")) {
+  for (const box of document.querySelectorAll(".screen, message-list, .side, dialog[open], .bubble, patient-banner, .alert")) {
     if (box.scrollWidth > box.clientWidth + 1) faults.push(`${box.localName}.${box.className} scrolls sideways by ${box.scrollWidth - box.clientWidth} px`);
   }
   return faults;

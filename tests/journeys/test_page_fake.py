@@ -131,13 +131,16 @@ def test_page_shows_and_passes_its_checks(open_page: Open, fake: FakeChatd, widt
     expect(page.locator("action-dialog input[name=second]")).to_be_visible()
     check("7-action")
     page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
     page.locator("answer-bubble .action .icon-button").first.click()
+    expect(page.locator("dismiss-dialog input").first).to_be_visible()
     check("8-dismiss")
     page.keyboard.press("Escape")
     page.locator("facts-card .source").click()
     expect(page.locator("citation-dialog blockquote")).to_be_visible()
     check("9-protocol")
     page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
     fake.alert(alert_id="al-1", priority="critical", content="Cardiac arrest, bed 4", requires_action=True, from_="ICU")
     expect(page.locator("alert-strip .alert")).to_be_visible()
     fake.refuse = True
@@ -176,6 +179,21 @@ def test_question_in_the_promised_order(open_page: Open, fake: FakeChatd) -> Non
     expect(page.locator(".ticks-answered")).to_have_attribute("aria-label", "Answered")
     sent = fake.of(f.UserMessage)[0]
     assert (sent.patient_id, sent.department, sent.user_id) == ("7823", "cardiology", "dr.santos.cardio")
+
+
+def test_reader_at_the_end_is_not_moved(open_page: Open) -> None:
+    """Who has read on to the proposals stays there while an action changes the bubble."""
+    page = open_page(width=360)
+    sign_in(page)
+    choose(page)
+    ask(page)
+    answered(page)
+    page.locator("message-list").evaluate("(list) => { list.scrollTop = list.scrollHeight; }")
+    before = page.locator("message-list").evaluate("(list) => list.scrollTop")
+    page.get_by_role("button", name="Schedule Cath Lab", exact=True).click()
+    page.locator("action-dialog [data-key=confirm]").click()
+    expect(page.locator(".chip-settled")).to_be_in_viewport()
+    assert page.locator("message-list").evaluate("(list) => list.scrollTop") >= before
 
 
 def test_citation_opens_the_quoted_protocol_and_the_chart_item(open_page: Open) -> None:
