@@ -31,6 +31,11 @@ SIGNAL: Final = 6
 #: The question asks for the act itself ("order a lactate", "avisar o cirurgião").
 EXPLICIT: Final = 3
 
+#: What may not wait goes before what fits as well; it makes nothing fit.
+STAT: Final = 1
+#: Taken from a test whose result is hours old, unless the question asks for the act.
+FRESH_RESULT: Final = 4
+
 _ASKS_TO_ACT = re.compile(
     r"\b(?:order|request|send|repeat|recheck|check|call|notify|activate|schedule|book|arrange|open|calculate|consult|"
     r"draft|record|get|ask|inform|alert|pedir|pede|peca|solicitar|repetir|chamar|chama|avisar|avisa|ativar|ativa|activar|"
@@ -51,7 +56,10 @@ class Cue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One action as the file has it; see ``context.layers.Action`` for the fields that go into the layer."""
+    """One action as the file has it; see ``context.layers.Action`` for the fields that go into the layer.
+
+    signals: ids of red flags that call for it. cues: other points. gives: the value or kind of report that it orders.
+    """
 
     label: Annotated[str, Meta(min_length=1, max_length=60)]
     label_pt: Annotated[str, Meta(min_length=1, max_length=60)]
@@ -64,6 +72,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     terms: tuple[str, ...] = ()
     signals: tuple[str, ...] = ()
     cues: tuple[Cue, ...] = ()
+    gives: str = ""
 
 
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -131,7 +140,7 @@ class _Finding(Protocol):
 
 
 class KnownFacts(Protocol):
-    """What ranking reads of the facts: protocols in their order, signals of triage, checks, active problems."""
+    """What ranking reads of the facts: protocols in their order, signals, checks, problems, fresh results."""
 
     @property
     def protocols(self) -> Sequence[_Named]: ...
@@ -141,6 +150,8 @@ class KnownFacts(Protocol):
     def checks(self) -> Sequence[_Finding]: ...
     @property
     def problems_folded(self) -> str: ...
+    @property
+    def fresh(self) -> Sequence[str]: ...
     @property
     def deceased(self) -> bool: ...
 
@@ -165,6 +176,7 @@ def _words_in(terms: Sequence[str], text: str) -> int:
 def points(action: Action, question: AskedQuestion, facts: KnownFacts) -> int:
     """How well an action fits; ``ENOUGH`` or more is offered. An action that the file does not know has no signals."""
     row = _catalogue().actions.get(action.id)
+    asked = _ASKS_TO_ACT.search(question.affirmed) is not None
     total = 0
     ranked = list(dict.fromkeys(quote.id for quote in facts.protocols))
     served = [place for place, id_ in enumerate(ranked) if id_ in action.protocols]
@@ -173,7 +185,7 @@ def points(action: Action, question: AskedQuestion, facts: KnownFacts) -> int:
     words = min(_words_in(action.terms, question.affirmed), 3)
     if words:
         total += FIRST_WORD + NEXT_WORD * (words - 1)
-        total += EXPLICIT if _ASKS_TO_ACT.search(question.affirmed) else 0
+        total += EXPLICIT if asked else 0
     total += PROBLEM_WORD * min(_words_in(action.terms, facts.problems_folded), 2)
     if row is None:
         return total
@@ -189,6 +201,8 @@ def points(action: Action, question: AskedQuestion, facts: KnownFacts) -> int:
             if not check.id.startswith(("identity.", "patient.", "held."))
         ):
             total += cue.points
+    if row.gives and row.gives in facts.fresh and not (asked and words):
+        total -= FRESH_RESULT
     return total
 
 
@@ -207,5 +221,8 @@ def rank(
     if not question.in_scope or facts.deceased:
         return ()
     scored = [(points(action, question, facts), place, action) for place, action in enumerate(actions)]
-    fitting = sorted((entry for entry in scored if entry[0] >= ENOUGH), key=lambda entry: (-entry[0], entry[1]))
+    fitting = sorted(
+        (entry for entry in scored if entry[0] >= ENOUGH),
+        key=lambda entry: (-entry[0] - STAT * (entry[2].priority == "stat"), entry[1]),
+    )
     return tuple(action for _, _, action in fitting[:limit])

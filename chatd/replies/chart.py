@@ -119,16 +119,15 @@ def flag_of(observation: Observation) -> str:
 
 
 def range_of(observation: Observation) -> str:
-    if observation.range_text:
-        return observation.range_text
-    low, high = observation.low, observation.high
+    """The result's reference range in numbers: "3.5-5.1", "< 0.04"; the source's own words where it has no numbers."""
+    low, high, written = observation.low, observation.high, observation.range_text
     if low is not None and high is not None:
         return f"{number(low)}-{number(high)}"
+    if written and (written[0] in "<>≤≥" or (low is None and high is None)):
+        return written
     if low is not None:
         return f">= {number(low)}"
-    if high is not None:
-        return f"<= {number(high)}"
-    return ""
+    return f"<= {number(high)}" if high is not None else ""
 
 
 def trend_of(now: Observation, before: Observation | None) -> str:
@@ -205,7 +204,7 @@ class Writer:
                     f"value.{trend}",
                     self.lang,
                     value=self.amount(before),
-                    time=self.times.text(before.as_of),
+                    time=self.times.text(before.as_of, ago=False),
                 )
             )
         value = observation.text if observation.value is None else exact(observation.value)

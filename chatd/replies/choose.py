@@ -31,15 +31,18 @@ MAX_ASKED: Final = 120
 #: Abnormal results are shown unasked for a week: a stay's length, and an older one is history.
 RECENT: Final = timedelta(days=7)
 #: Vital signs shown unasked; NEWS2 asks for observations at least every 12 hours.
-RECENTVITALS: Final = timedelta(hours=24)
+RECENT_VITALS: Final = timedelta(hours=24)
 #: A result that a protocol needs is called missing from this age on.
 STALE: Final = timedelta(hours=24)
 #: Reports quoted unasked.
 RECENT_REPORTS: Final = timedelta(days=3)
+#: A test with a result this young is not proposed first: serial troponins and ECGs are at most 6 hours apart.
+FRESH: Final = timedelta(hours=6)
 #: Values of a series when its course is asked for.
 TREND_VALUES: Final = 6
 
-VITALS: Final = frozenset(next(group.members for group in GROUPS if group.id == "vitals"))
+#: Vital signs in the order of an observation chart.
+VITALS: Final = next(group.members for group in GROUPS if group.id == "vitals")
 
 _BRACKETED = re.compile(r"\[[^\]]*\]|\([^)]*\)")
 _LOINC_TAIL = re.compile(
@@ -356,6 +359,17 @@ class Chooser:
             for at in shown
         ]
 
+    def _is_within(self, row: Series, age: timedelta) -> bool:
+        return row.latest.as_of is not None and self.times.now - row.latest.as_of <= age
+
+    def fresh(self) -> tuple[str, ...]:
+        """Concepts and kinds of report with a result of the last ``FRESH``, sorted."""
+        found = {row.concept.id for row in self.rows if row.concept is not None and self._is_within(row, FRESH)}
+        for report in self.patient.reports:
+            if report.as_of is not None and self.times.now - report.as_of <= FRESH:
+                found |= report_kinds(report.title, report.kind)
+        return tuple(sorted(found))
+
     def run(self) -> None:
         """All steps, in order."""
         patient, picked = self.patient, self.picked
@@ -398,9 +412,9 @@ class Chooser:
             self.lang,
             name=self.writer.label(row.latest),
             old=self.writer.amount(before),
-            old_time=self.times.text(before.as_of),
+            old_time=self.times.text(before.as_of, ago=False),
             new=self.writer.amount(row.latest),
-            new_time=self.times.text(row.latest.as_of),
+            new_time=self.times.text(row.latest.as_of, ago=False),
         )
         if text not in self.trends:
             self.trends.append(text)
@@ -576,7 +590,7 @@ class Chooser:
             self.missing.append(say("missing.report", self.lang, kind=row.pt if self.lang == "pt" else row.en))
 
     def _recent_reports(self) -> None:
-        if not (self._whole or self.question.wants("summary", "next")):
+        if self.question.reports or not (self._whole or self.question.wants("summary", "next")):
             return
         for report in self.patient.reports:
             recent = report.as_of is not None and self.times.now - report.as_of <= RECENT_REPORTS
@@ -592,9 +606,9 @@ class Chooser:
             return
         if self._whole:
             self.picked.add(writer.demographics(patient))
-        for row in self.rows:
-            fresh = row.latest.as_of is not None and self.times.now - row.latest.as_of <= RECENTVITALS
-            if row.concept is not None and row.concept.id in VITALS and fresh:
+        signs = [row for row in self.rows if row.concept is not None and row.concept.id in VITALS]
+        for row in sorted(signs, key=lambda row: VITALS.index(row.concept.id) if row.concept else 0):
+            if self._is_within(row, RECENT_VITALS):
                 self.picked.add(self.value_facts(row))
         for entry, times in _distinct([c for c in patient.conditions if c.active]):
             self.picked.add([writer.condition(cast("Condition", entry), times)])

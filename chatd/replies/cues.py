@@ -98,10 +98,10 @@ CLINICAL_STEMS = (
     "dvt tvp vte tev tep hiv tubercul meningit encephal encefal migrain cefale headache vertig dizz tont weak fraqueza paraly parali numb dormen aphas afas speech fala droop "
     "suicid overdos intoxic poison envenen alcohol alcool smok tabag tabac fumad opioid morphin morfin naloxon withdraw abstin "
     "checklist hit thrombol trombol fibrinol lesion swallow deglut nutrition nutric fast jejum fluid fluido crystal crist bolus infus perfus catecol inotrop lvef feve murmur sopro "
-    "care careplan cuidad risk risco concerning anything preocup important decease dead died death morte faleceu obito sleep sono mental depress ansied anxi psych psiqu schizo"
+    "chok engasg burne burni burnt scald queim bleach lixivi poiso drank ingest swall engoli bebeu reage reacts caiu fell bitten morded mordid sting stung picad stab stabb esfaq shot gunsh tiro drown afog electroc eletrocut hung enforc jumped saltou crush esmag trapped bleed unwell sick doente ill malaise mal-estar feels sente care careplan cuidad risk risco concerning anything preocup important decease dead died death morte faleceu obito sleep sono mental depress ansied anxi psych psiqu schizo"
 ).split()
 #: Short stems that begin longer words; every other stem of four letters or less must be the whole word.
-SHORT_PREFIXES = frozenset("hypo hipo glic gluc valv hemo anxi ictu tubo vent".split())
+SHORT_PREFIXES = frozenset("hypo hipo glic gluc valv hemo anxi ictu tubo vent chok".split())
 FOLDED_STEMS = sorted({fold(stem) for stem in CLINICAL_STEMS}, key=lambda stem: (-len(stem), stem))
 CLINICAL = re.compile(
     r"\b(?:" + "|".join(re.escape(stem) for stem in FOLDED_STEMS if len(stem) > 4 or stem in SHORT_PREFIXES)
@@ -113,7 +113,7 @@ NUMBER_UNIT = re.compile(
 )
 #: Topics that no record answers. They count only where nothing clinical stands in the question.
 OFF_TOPIC = re.compile(
-    r"\b(?:cafeteria|canteen|menu|lunch|dinner|breakfast|coffee|restaurant|food|recipe|pizza|parking|car park|taxi|bus|train|metro|uber|wi-?fi|password|printer|"
+    r"\b(?:cafeteria|canteen|menu|lunch|dinner|breakfast|coffee|restaurant|food|recipe|pizza|parking|park|car park|taxi|bus|train|metro|uber|wi-?fi|password|printer|"
     r"computer|laptop|phone|email|weather|rain|football|soccer|match|game|score of|benfica|porto|sporting|joke|poem|song|music|movie|film|story|holiday|vacation|shift|"
     r"roster|rota|salary|payslip|hr|gym|news|stock|bitcoin|politic\w*|election|president|capital|translate|homework|python|javascript|code|birthday party|gift|"
     r"refeitorio|cantina|bar|ementa|almoco|jantar|pequeno.almoco|cafe|comida|receita de|estacionamento|estacionar|parque|autocarro|comboio|palavra.passe|impressora|"

@@ -47,6 +47,7 @@ class FactsResult(msgspec.Struct, frozen=True, kw_only=True):
 
     asked: how many of ``facts`` (by index) answer the question itself. critical: indexes of critical results.
     held: protocol lines that may not be recommended to this patient. signals: ids of the red flags.
+    problems: names of active problems. fresh: concepts and kinds of report with a result of the last hours.
     trends: statements about the course of critical and asked-for values.
     """
 
@@ -67,6 +68,7 @@ class FactsResult(msgspec.Struct, frozen=True, kw_only=True):
     missing: tuple[str, ...] = ()
     signals: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
     deceased: bool = False
     context: ContextInfo
 
@@ -336,6 +338,7 @@ def build(
         missing=tuple(missing),
         signals=signals,
         problems=tuple(c.name for c in patient.conditions if c.active),
+        fresh=chooser.fresh(),
         deceased=bool(patient.deceased),
         context=context,
     )

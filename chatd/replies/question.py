@@ -30,6 +30,8 @@ from chatd.replies.cues import (
     STOP_NEGATION,
     STOPWORDS,
 )
+from chatd.safety.medication import drugs_in
+from chatd.safety.presentations import emergencies
 
 Lang = Literal["en", "pt"]
 
@@ -195,9 +197,7 @@ def _is_clinical(text: str, folded: str, named: Named, intents: tuple[str, ...])
         return True
     if any(intent not in ("next", "labs", "encounters", "summary", "trend", "demographics") for intent in intents):
         return True
-    from chatd.safety.medication import drugs_in
-
-    return bool(drugs_in(text))
+    return bool(drugs_in(text)) or bool(emergencies(text, {}))
 
 
 def understand(question: str, *, lang_hint: str = "", default_lang: Lang = "en") -> Question:
@@ -211,7 +211,7 @@ def understand(question: str, *, lang_hint: str = "", default_lang: Lang = "en")
     named = named_in(question, folded)
     intents = tuple(name for name, pattern in INTENTS if _intent(pattern).search(folded))
     affirmed, denied = split_negation(folded)
-    greeting = not folded or bool(GREETING.match(folded))
+    greeting = not re.search(r"[a-z0-9]", folded) or bool(GREETING.match(folded))
     clinical = not greeting and _is_clinical(question, folded, named, intents)
     in_scope = not greeting and (clinical or not OFF_TOPIC.search(folded))
     words = (word for word in re.findall(r"[a-z0-9][a-z0-9+\-]{2,}", affirmed) if word not in STOPWORDS)

@@ -104,10 +104,11 @@ class Times:
         """True for a moment that has not come yet, clocks' tolerance apart."""
         return at is not None and at > self.now + CLOCK_TOLERANCE
 
-    def text(self, at: datetime | None) -> str:
+    def text(self, at: datetime | None, *, ago: bool = True) -> str:
         """A moment for people: "06:10" today, "2026-01-14 06:10 (yesterday)", "2012-05-03 (13 years ago)".
 
-        A time of exactly midnight, local or UTC, is a date without a time in most sources; only its date is written.
+        ``ago`` False leaves out what stands in brackets. A time of exactly midnight, local or UTC, is a date without a
+        time in most sources; only its date is written.
         """
         if at is None:
             return say("time.missing", self._lang)
@@ -120,8 +121,8 @@ class Times:
         if day == today and clock:
             return clock
         written = f"{day.isoformat()} {clock}".strip()
-        ago = self.ago(at)
-        return f"{written} ({ago})" if ago else written
+        past = self.ago(at) if ago else ""
+        return f"{written} ({past})" if past else written
 
     def ago(self, at: datetime) -> str:
         """How long ago in whole units, never rounded up: "yesterday", "3 years ago"; "" for today and the future."""

@@ -103,7 +103,7 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "event.care_plans": ("care plans", "planos de cuidados"),
     "event.to": (" to {time}", " a {time}"),
     "event.times": (", recorded {n} times", ", registado {n} vezes"),
-    "report.finding": ("{title} report, {time}: {finding}", "Relatório de {title}, {time}: {finding}"),
+    "report.finding": ("{title}, {time}: {finding}", "{title}, {time}: {finding}"),
     "more": ("{n} more in the record ({kind})", "mais {n} no registo ({kind})"),
     "kind.value": ("values", "valores"),
     "kind.report": ("reports", "relatórios"),

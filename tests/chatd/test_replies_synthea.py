@@ -174,7 +174,9 @@ def test_record_questions_every_bundle_is_answered_from_the_record(number: int) 
     expect("What encounters were there?", [_name(r["type"][0]) for r in _resources(path, "Encounter")])
     expect("Any care plans?", [_name(r["category"][0]) for r in _resources(path, "CarePlan")])
     for name, code, value, _unit in _last_values(path):
-        questions = [f"What is the last {name}?", f"Qual foi o último valor de {name}?", *SHORT_NAMES.get(code, ())]
+        questions = [f"What is the last {name}?"]
+        if number % 3 == 0:  # every form on a third of the bundles: the names are the same in all of them
+            questions += [f"Qual foi o último valor de {name}?", *SHORT_NAMES.get(code, ())]
         for question in questions:
             asked += 1
             if not _has_value(_ask(layers, question), value):
