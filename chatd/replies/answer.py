@@ -77,12 +77,14 @@ class _Citations:
 
 
 def _cut(text: str, limit: int) -> str:
-    """``text`` in at most ``limit`` characters, cut between words and marked with "…"."""
+    """``text`` in at most ``limit`` characters, cut between words and marked with "…"; never inside a number."""
     if len(text) <= limit:
         return text
     cut = text[: limit - 1]
-    space = cut.rfind(" ")
-    return (cut[:space] if space > limit // 2 else cut).rstrip(" ,;:.") + "…"
+    if not text[limit - 1].isspace():
+        before, space, _ = cut.rpartition(" ")
+        cut = before if space else re.sub(r"[\d.,]+$", "", cut)
+    return cut.rstrip(" ,;:.") + "…"
 
 
 #: Where a source's first part ends: a semicolon outside of brackets; and what may be left out at its end.

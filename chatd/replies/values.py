@@ -38,7 +38,7 @@ _ANNOTATION = re.compile(r"\{[^{}]*\}|\(score\)")
 
 
 def number(value: float) -> str:
-    """``value`` without exponent and without zeros at its end: 45.0 is "45", 0.04 is "0.04".
+    """``value`` without zeros at its end and, up to 10^15, without exponent: 45.0 is "45", 0.04 is "0.04".
 
     More than ``MAX_DECIMALS`` digits after the point are rounded half to even: to 2 from 1 upwards, else to 3
     significant ones, so that no small value becomes 0. NaN and infinities, which no layer holds, are "?".
@@ -46,6 +46,8 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return "?"
     exact = Decimal(repr(value))
+    if exact and not -12 <= exact.adjusted() <= 15:
+        return f"{value:.3g}"  # no laboratory's number: a power of ten is readable, a row of zeros is not
     text = _plain(exact)
     if len(text.partition(".")[2]) <= MAX_DECIMALS:
         return text
