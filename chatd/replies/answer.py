@@ -267,7 +267,9 @@ def respond(
         content = _content(facts, layers, notice, response_id=response_id, expires_at=expires)
     else:
         text = say("answer.greeting" if facts.question.greeting else "answer.out_of_scope", language)
-        content = Content(text=text, structured_data=StructuredData(headline=_cut(text, MAX_HEADLINE)))
+        data = StructuredData(headline=_cut(text, MAX_HEADLINE), scores=facts.scores, red_flags=facts.red_flags)
+        escalations = (say("answer.red_flag", language, text=flag.text) for flag in facts.red_flags)
+        content = Content(text="\n".join([text, *escalations]), structured_data=data)
     if asked is not None:
         client_msg_id, session_id = asked.client_msg_id, asked.session_id
     return AiResponse(

@@ -278,9 +278,18 @@ def build(
     context = context_info(layers)
     patient = layers.patient
     patient_id = None if patient is None else patient.patient_id
-    if not question.in_scope:
-        return FactsResult(question=question, lang=language, now=now, patient_id=patient_id, context=context)
     found = triage(patient, question.text, layers.hospital, layers.department.department_id, now, lang=language)
+    if not question.in_scope:
+        # What must be escalated is told whatever was asked; nothing else of the record is.
+        return FactsResult(
+            question=question,
+            lang=language,
+            now=now,
+            patient_id=patient_id,
+            scores=found.scores,
+            red_flags=found.red_flags,
+            context=context,
+        )
     # Red flags' ids are what protocols and actions listen to: "emergency.stemi", "critical.potassium", "news2.high".
     signals = tuple(dict.fromkeys(flag.id for flag in found.red_flags))
     protocols = _fitting(layers, question, library, now, signals, language)
