@@ -189,13 +189,22 @@ export class ActionDialog extends Dialog {
   }
 }
 
-/** CDS Hooks' idea of an override reason: a proposal is dismissed with a code, so that proposals can get better. */
+/**
+ * Why a proposal is dismissed: a code and no text, so that reasons can be counted and hold nothing of a patient.
+ * The codes are the server's own (chatd/actions/dismiss_reasons.json); a test compares the two.
+ */
 export const DISMISS_REASONS = [
-  "reason-not-indicated",
-  "reason-already-done",
-  "reason-patient-refused",
-  "reason-clinician-disagrees",
-  "reason-other",
+  "already_done",
+  "not_indicated",
+  "contraindicated",
+  "other_plan",
+  "later",
+  "patient_declined",
+  "goals_of_care",
+  "not_available",
+  "data_outdated",
+  "wrong_patient",
+  "not_useful",
 ];
 
 export class DismissDialog extends Dialog {

@@ -39,7 +39,7 @@ export class FactsCard extends HTMLElement {
         LIST_KINDS.map((kind) => {
           const some = all.filter((one) => one.kind === kind);
           if (some.length === 0) return null;
-          return this._section(`facts.kind.${kind}`, null, kind, h("ul", { class: kind === "report" ? "plain reports" : "plain" }, some.map((one) => h("li", {}, this._fact(one, one.text), this._time(one)))));
+          return this._section(`facts.kind.${kind}`, null, kind, h("ul", { class: kind === "report" ? "plain reports" : "plain" }, some.map((one) => h("li", { title: one.as_of ?? null }, this._fact(one, one.text)))));
         }),
         others.length > 0 &&
           h("details", { class: "more", "data-key": `others-${this._key}` }, h("summary", { "data-key": `summary-${this._key}` }, t("facts.other_values", { count: others.length })), this._table(others, t("facts.title"))),
@@ -69,11 +69,6 @@ export class FactsCard extends HTMLElement {
       { class: "link", type: "button", dir: "auto", "data-key": `fact-${this._key}-${fact.ref}`, onclick: () => emit(this, "cite", chartSource(fact)) },
       text,
     );
-  }
-
-  _time(fact) {
-    if (!fact.as_of) return null;
-    return [" ", h("time", { class: "quiet small", datetime: fact.as_of, title: fact.as_of }, this._view.texts.time(fact.as_of, this._view.now()))];
   }
 
   _table(values, caption) {
@@ -168,8 +163,6 @@ export function redFlags(view, flags, cite) {
         h(
           "li",
           {},
-          h("span", { class: "small trigger" }, view.texts.of("facts.trigger", one.trigger, one.trigger)),
-          " ",
           one.ref && cite
             ? h("button", { class: "link", type: "button", dir: "auto", "data-key": `red-${one.id}-${one.ref}`, onclick: () => cite(one.ref) }, one.text)
             : h("span", { dir: "auto" }, one.text),

@@ -158,7 +158,7 @@ export function bind(texts) {
 }
 
 export function initials(name) {
-  const words = String(name).replace(/^(dr|dra|enf|prof)\.?\s+/i, "").split(/\s+/).filter(Boolean);
+  const words = String(name).replace(/^((dr|dra|enf|prof|charge|nurse|enfermeir[oa])\.?\s+)+/i, "").split(/\s+/).filter(Boolean);
   return [words[0], words.length > 1 ? words[words.length - 1] : ""].map((word) => [...(word ?? "")][0] ?? "").join("").toUpperCase();
 }
 

@@ -27,6 +27,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from chatd.actions.reasons import is_dismiss_reason
 from protocols import frames as f
 from protocols.errors import CloseCode, ErrorCode, error_text
 
@@ -435,6 +436,8 @@ class FakeChatd:
                     expires_at=_iso(datetime.now(UTC) + timedelta(minutes=10)),
                 ),
             )
+        elif frame.step == "dismiss" and not is_dismiss_reason(frame.reason):
+            await line.send(_error(ErrorCode.BAD_REQUEST, frame.client_msg_id))
         elif frame.step == "dismiss":
             await self._tell(session, msgspec.structs.replace(base, status="dismissed", reason=frame.reason))
         elif frame.confirm_token != session.tokens.get(frame.action_id):

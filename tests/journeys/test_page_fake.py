@@ -268,10 +268,10 @@ def test_action_is_dismissed_with_a_reason(open_page: Open, fake: FakeChatd) -> 
     ask(page)
     answered(page)
     page.get_by_role("button", name="Dismiss Schedule Cath Lab").click()
-    page.get_by_label("Already done").check()
+    page.get_by_label("Already done or ordered").check()
     page.locator("dismiss-dialog").get_by_role("button", name="Dismiss", exact=True).click()
     expect(page.locator(".chip-settled")).to_contain_text("dismissed")
-    assert [(one.step, one.reason) for one in fake.of(f.ActionCommand)] == [("dismiss", "reason-already-done")]
+    assert [(one.step, one.reason) for one in fake.of(f.ActionCommand)] == [("dismiss", "already_done")]
 
 
 # --- the line -----------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def test_lost_line_resumes_without_loss_or_repeat(open_page: Open, fake: FakeCha
     ask(page, "second question")
     expect(page.locator(".ticks-waiting")).to_have_count(1)
     fake.refuse = False
-    page.locator("status-line .link").click()
+    page.evaluate("dispatchEvent(new Event('online'))")  # the network is back: no need to wait for the next attempt
     expect(page.locator("status-line.is-live")).to_be_visible()
     answered(page, 2)
     expect(page.locator("facts-card")).to_have_count(2)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
+from chatd.actions.reasons import dismiss_reasons
 from protocols.errors import CloseCode, ErrorCode
 from protocols.frames import ALERT_DURABLE, SESSION_DURABLE
 from tests.fakes.fake_chatd import FakeChatd
@@ -530,6 +531,17 @@ def test_texts_are_whole_in_both_languages(page: Page) -> None:
     for close in CloseCode:
         if not close.reconnect:
             assert f"signin.reason.{int(close)}" in en, close
+
+
+def test_dismiss_reasons_are_the_servers(page: Page) -> None:
+    """The page offers the server's reasons, in its order and its words."""
+    codes, tables = page.evaluate(
+        """async () => [(await import("/web/dialogs.js")).DISMISS_REASONS, (await import("/web/i18n.js")).TABLES]"""
+    )
+    known = dismiss_reasons()
+    assert codes == [one.code for one in known]
+    assert [tables["en"][f"reason.{one.code}"] for one in known] == [one.en for one in known]
+    assert [tables["pt"][f"reason.{one.code}"] for one in known] == [one.pt for one in known]
 
 
 def _places(text: str) -> set[str]:
