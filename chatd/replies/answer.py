@@ -162,8 +162,11 @@ def _headline(facts: FactsResult, name: str) -> str:
     leads: list[str] = []
     if facts.deceased:
         leads += [fact.text for fact in rows[:1]]
+    grave = [check for check in facts.checks if check.level == "critical"]
+    # A drug that must not be given answers the question before anything that is known already.
+    leads += [check.text for check in grave if check.id.startswith("allergy")][:1]
     leads += [flag.text for flag in facts.red_flags[:2]]
-    leads += [check.text for check in facts.checks if check.level == "critical"][:1]
+    leads += [check.text for check in grave if not check.id.startswith("allergy")][:1]
     asked = [rows[n] for n in facts.asked]
     if len(asked) > 3:
         leads.append(", ".join(dict.fromkeys(fact.name for fact in asked)))
@@ -173,6 +176,10 @@ def _headline(facts: FactsResult, name: str) -> str:
     if not leads and facts.protocols:
         titles = ", ".join(dict.fromkeys(quote.title for quote in facts.protocols))
         leads.append(say("answer.headline.protocol", facts.lang, titles=titles))
+    if not leads:
+        leads += [fact.text for fact in rows if fact.kind == "value" and fact.flag][:2]
+    if not leads and any(fact.kind == "condition" for fact in rows):
+        leads.append(", ".join(dict.fromkeys(fact.name for fact in rows if fact.kind == "condition")))
     if not leads:
         leads += [m for m in facts.missing if m != say("missing.patient", facts.lang)][:1]
     if not leads:

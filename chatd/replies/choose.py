@@ -17,7 +17,7 @@ from rapidfuzz import fuzz
 from chatd.replies.chart import MAX_FINDING_CHARS, WITHDRAWN, Series, Writer, arranged, before_of, flag_of, trend_of
 from chatd.replies.concepts import BY_ID, GROUPS, KIND_BY_ID, fold, report_kinds
 from chatd.replies.cues import STOPWORDS
-from chatd.replies.needs import BY_PROTOCOL, BY_REPORT, FOR_DOSE, SAME_DISEASE
+from chatd.replies.needs import BY_PROTOCOL, BY_REPORT, FOR_DOSE, ONSET_OF, SAME_DISEASE
 from chatd.replies.question import Question, named_in
 from chatd.replies.wording import say
 from chatd.safety import medication as medicines
@@ -566,7 +566,8 @@ class Chooser:
                     self.missing.append(say("missing.recent", self.lang, name=name))
             for kind in need.reports:
                 self._needed_report(kind)
-            self.missing += [say(key, self.lang) for key in need.say]
+            if not self._has_onset(protocol):
+                self.missing += [say(key, self.lang) for key in need.say]
         for kind in self.question.reports:
             show += BY_REPORT.get(kind, ())
         if self.question.wants("dose"):
@@ -578,6 +579,17 @@ class Chooser:
         for concept in dict.fromkeys(show):
             if concept in latest:
                 self.picked.add(self.value_facts(latest[concept]))
+
+    def _has_onset(self, protocol: str) -> bool:
+        """Whether an active problem of this protocol has a time of onset within ``RECENT``."""
+        names = ONSET_OF.get(protocol)
+        return names is not None and any(
+            problem.active
+            and problem.onset is not None
+            and self.times.now - problem.onset <= RECENT
+            and re.search(names, fold(problem.name)) is not None
+            for problem in self.patient.conditions
+        )
 
     def _needed_report(self, kind: str) -> None:
         found = [r for r in self.patient.reports if kind in report_kinds(r.title, r.kind) and r.status not in WITHDRAWN]

@@ -57,6 +57,13 @@ BY_REPORT: Final[dict[str, tuple[str, ...]]] = {
     "culture": ("crp", "procalcitonin", "wbc", "lactate"),
 }
 
+#: Problems whose recorded onset answers the question for its time; patterns on the folded name.
+ONSET_OF: Final[dict[str, str]] = {
+    "stemi": r"stemi|infarct|enfarte|coronar",
+    "nste_acs": r"stemi|infarct|enfarte|coronar|angina",
+    "stroke": r"stroke|avc|cerebral",
+}
+
 #: What a dose is calculated from.
 FOR_DOSE: Final[tuple[str, ...]] = ("weight", "creatinine", "egfr", "crcl")
 
