@@ -328,6 +328,10 @@ _NOT_GIVEN = re.compile(
 )
 
 
+#: How far around a medicine the words decide whether it is meant, stopped or an allergy.
+_AROUND_CHARS = 120
+
+
 def _allergens(patient: PatientLayer) -> list[_Allergen]:
     """The active allergies of the record, and heparin-induced thrombocytopenia where it stands among the problems."""
     out = []
@@ -387,8 +391,8 @@ def _split_question(question: str) -> tuple[list[Drug], list[tuple[Drug, str]]]:
     about: list[Drug] = []
     allergies: list[tuple[Drug, str]] = []
     for drug in drugs_in(question):
-        before = re.split(r"[.;?!\n,]", plain[: drug.start])[-1]
-        after = re.split(r"[.;?!\n,]", plain[drug.end :])[0]
+        before = re.split(r"[.;?!\n,]", plain[max(0, drug.start - _AROUND_CHARS) : drug.start])[-1]
+        after = re.split(r"[.;?!\n,]", plain[drug.end : drug.end + _AROUND_CHARS])[0]
         stated = _ALLERGY_BEFORE.search(before)
         denied = re.search(
             r"\b(no|not|sem|nao|nega|denies"

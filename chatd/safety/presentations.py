@@ -29,6 +29,11 @@ from chatd.safety.words import fold, pick
 
 #: Longer text is not read on: a question fits many times over, and the time for one stays bounded.
 MAX_CHARS = 20_000
+#: A longer sentence is cut at a blank: what stands further off says nothing about a phrase, and each phrase looks at
+#: its whole sentence.
+MAX_SENTENCE_CHARS = 400
+#: Phrases of one rule that are looked at in one text; people say a thing a few times, not hundreds.
+MAX_MATCHES = 100
 
 
 class Presentation(msgspec.Struct, frozen=True, kw_only=True):
@@ -408,9 +413,9 @@ _ACUTE_ALLERGY = re.compile(
 
 def _allergy_label(normal: str, start: int, end: int) -> bool:
     """Whether "anaphylaxis" only says how the patient once reacted: "penicillin anaphylaxis, which antibiotic?"."""
-    if _ACUTE_ALLERGY.search(normal):
+    before, after = normal[max(0, start - MAX_SENTENCE_CHARS) : start], normal[end : end + MAX_SENTENCE_CHARS]
+    if _ACUTE_ALLERGY.search(f"{before} {after}"):
         return False
-    before, after = normal[:start], normal[end:]
     if _ALLERGY_TALK.search(" ".join(before.split()[-6:])) or _ALLERGY_TALK.search(" ".join(after.split()[:3])):
         return True
     from chatd.safety.medication import drugs_in
@@ -430,7 +435,15 @@ def sentences(text: str) -> list[tuple[int, int]]:
         spans.append((at, found.end()))
         at = found.end()
     spans.append((at, len(text)))
-    return [(a, b) for a, b in spans if text[a:b].strip()]
+    out: list[tuple[int, int]] = []
+    for start, end in spans:
+        while end - start > MAX_SENTENCE_CHARS:
+            blank = text.rfind(" ", start + MAX_SENTENCE_CHARS // 2, start + MAX_SENTENCE_CHARS)
+            cut = blank if blank > 0 else start + MAX_SENTENCE_CHARS
+            out.append((start, cut))
+            start = cut  # noqa: PLW2901
+        out.append((start, end))
+    return [(a, b) for a, b in out if text[a:b].strip()]
 
 
 def is_asserted(sentence: str, start: int, end: int, *, chronic: bool = False) -> bool:
@@ -444,14 +457,16 @@ def is_asserted(sentence: str, start: int, end: int, *, chronic: bool = False) -
 
 
 def _asserted_matches(normal: Normalised, pattern: re.Pattern[str], *, chronic: bool = False) -> list[tuple[int, int]]:
-    found = []
+    found: list[tuple[int, int]] = []
+    looked_at = 0
     for a, b in sentences(normal.text):
         sentence = normal.text[a:b]
-        found += [
-            (a + match.start(), a + match.end())
-            for match in pattern.finditer(sentence)
-            if is_asserted(sentence, match.start(), match.end(), chronic=chronic)
-        ]
+        for match in pattern.finditer(sentence):
+            looked_at += 1
+            if looked_at > MAX_MATCHES:
+                return found
+            if is_asserted(sentence, match.start(), match.end(), chronic=chronic):
+                found.append((a + match.start(), a + match.end()))
     return found
 
 
@@ -577,13 +592,13 @@ def _current(normal: Normalised, numbers: list[_Number]) -> _Number | None:
         return None
 
     def is_past(one: _Number) -> bool:
-        head = re.split(r"[,;.]", normal.text[: one.start])[-1]
-        tail = re.split(r"[,;.]", normal.text[one.end :])[0]
+        head = re.split(r"[,;.]", normal.text[max(0, one.start - 80) : one.start])[-1]
+        tail = re.split(r"[,;.]", normal.text[one.end : one.end + 80])[0]
         own = normal.text[one.start : one.end]
         return _WAS.search(" ".join(head.split()[-3:]) + " " + own + " " + " ".join(tail.split()[:3])) is not None
 
     last = numbers[-1]
-    after = normal.text[last.end :]
+    after = normal.text[last.end : last.end + 80]
     later = _ARROW.match(after) or (_NOW_VALUE.match(after) if is_past(last) else None)
     if later:
         value = later.group("value") or later.group("value_first")
@@ -744,7 +759,8 @@ def emergencies(
 
 def _is_mild(normal: Normalised, potassium: _Number | None, start: int) -> bool:
     """Whether the text itself calls it mild, or gives a potassium under 6 mmol/L beside it."""
-    mild = re.search(r"\b(mild|ligeira|leve|discreta)[ ]*$", normal.text[:start]) is not None
+    before = normal.text[max(0, start - 20) : start]
+    mild = re.search(r"\b(mild|ligeira|leve|discreta)[ ]*$", before) is not None
     return mild or (potassium is not None and 1 <= potassium.value < 6 and not _ECG_CHANGE.search(normal.text))
 
 

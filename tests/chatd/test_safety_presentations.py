@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from chatd.safety.presentation_table import CORRECT, REPAIRABLE, RULES
 from chatd.safety.presentations import (
+    MAX_SENTENCE_CHARS,
     ecg_emergencies,
     emergencies,
     has_two_contiguous,
     leads_in,
     normalise,
+    sentences,
     vital_numbers,
 )
 
@@ -619,3 +621,11 @@ def test_leads_ranges_and_neighbours() -> None:
     assert leads_in("V2-V4, DII e aVF") == {"v2", "v3", "v4", "ii", "avf"}
     assert has_two_contiguous(leads_in("II and aVF"))
     assert not has_two_contiguous(leads_in("V1 and III"))
+
+
+def test_sentences_cover_and_bounded() -> None:
+    """A text without any full stop is cut into pieces of bounded length that miss nothing."""
+    text = "word " * 1000
+    pieces = sentences(text)
+    assert all(end - start <= MAX_SENTENCE_CHARS for start, end in pieces)
+    assert "".join(text[start:end] for start, end in pieces).strip() == text.strip()
