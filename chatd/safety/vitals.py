@@ -70,27 +70,48 @@ _ON_AIR = {"59410-1"}
 #: Whole names, folded by ``words.key`` and without what stands in brackets. Whole, because "fetal heart rate",
 #: "SpO2 target" and "pulse pressure" are none of these.
 _NAMES: dict[Parameter, str] = {
-    "rr": r"rr|fr|resps?|resp(iratory|iration)? rate|respirations?|freq(uencia)? resp(iratoria)?",
-    "spo2": r"(pulse )?(spo2|sao2|o2 ?sats?|sats?|(arterial )?oxygen saturation|oximetry|pulse oximetry"
-    r"|sat(uracao)?( periferica)?( de| do| em)? (o2|oxigenio)|saturacao( periferica)?|oximetria( de pulso)?)"
-    r"( in (arterial )?blood)?( by pulse oximetry)?( on room air| em ar ambiente)?",
-    "sbp": r"sbp|pas|tas|sys|systolic|sistolica|(systolic|sys) (blood pressure|bp)"
-    r"|(blood pressure|bp) systolic|(pressao|tensao)( arterial)? sistolica|(pa|ta) sistolica",
-    "dbp": r"dbp|pad|tad|dia|diastolic|diastolica|(diastolic|dia) (blood pressure|bp)"
-    r"|(blood pressure|bp) diastolic|(pressao|tensao)( arterial)? diastolica|(pa|ta) diastolica",
-    "hr": r"hr|fc|pulse|pulso|heart ?rate|pulse rate|heart beat|freq(uencia)? card(iaca)?|freq(uencia)? do pulso",
-    "temp": r"t|temp|temperature|temperatura|(body|core|oral|rectal|tympanic|axillary) temp(erature)?"
-    r"|temp(eratura)? (corporal|central|oral|rectal|timpanica|axilar)",
-    "acvpu": r"acvpu|avpu|(level of )?(consciousness|responsiveness)|loc|conscious(ness)? level|mental status"
-    r"|(nivel|estado) de consciencia|consciencia|gcs|(total )?glasgow( coma)?( scale| score)*( total)?"
-    r"|gcs total|escala de( coma de)? glasgow|escala de coma",
-    "o2": r"o2|oxygen|oxigenio|(supplemental|inhaled) (oxygen|o2)|(oxygen|o2) (therapy|delivery|use|device|flow"
-    r"|flow rate|supplementation)|(air|room air) or oxygen|oxygen supply|fio2|fi o2|inspired oxygen( fraction"
-    r"| concentration)?|fraction of inspired oxygen|inhaled oxygen (flow rate|concentration)"
-    r"|(oxigenio|o2) suplementar|oxigenoterapia|(aporte|debito|fluxo) de (o2|oxigenio)|suplemento de (o2|oxigenio)"
-    r"|ar( ambiente)? ou oxigenio|fracao inspirada de oxigenio",
-    "scale": r"news ?2? (spo2 |o2 |sat |oxygen saturation )?scale|(spo2|o2|oxygen saturation) scale( news ?2?)?"
-    r"|escala( de)? (spo2|saturacao)( news ?2?)?|news ?2? (escala|scale)( spo2)?",
+    "rr": r"rr|fr|resps?|(spontaneous |total )?resp(iratory|iration)? rate( spontaneous| total)?|respirations?"
+    r"|breathing rate|breaths per minute|freq(uencia)? resp(iratoria)?( espontanea| total)?",
+    "spo2": r"(pulse |peripheral )?(spo2|sp02|sao2|sp o2|o2 ?sats?|sats?|sat ?o2|(arterial |blood "
+    r"|peripheral )?oxygen sat(uration)?"
+    r"|oximetry|pulse oximetry|saturation|sat(uracao)?( arterial| periferica)?( de| do| em| por)? (o2|oxigenio)"
+    r"|saturacao( periferica)?|oximetria( de pulso)?)"
+    r"( in (arterial )?blood| em sangue arterial)?( by pulse oximetry| pulse oximetry| por oximetria( de pulso)?)?"
+    r"( on (room )?air| em ar ambiente| on oxygen| com oxigenio)?",
+    "sbp": r"sbp|pas|tas|nibp sys(tolic)?|sys|systolic|sistolica|(systolic|sys) (arterial )?(blood pressure|bp"
+    r"|pressure)"
+    r"|(arterial |non ?invasive |invasive |ni)?(blood pressure|bp) (systolic|sys)|(ni)?bp (systolic|sys)"
+    r"|(pressao|tensao)( arterial)? sistolica|(pa|ta) sistolica|intravascular systolic",
+    "dbp": r"dbp|pad|tad|nibp dia(stolic)?|dia|diastolic|diastolica|(diastolic|dia) (arterial )?(blood pressure|bp"
+    r"|pressure)"
+    r"|(arterial |non ?invasive |invasive |ni)?(blood pressure|bp) (diastolic|dia)|(ni)?bp (diastolic|dia)"
+    r"|(pressao|tensao)( arterial)? diastolica|(pa|ta) diastolica|intravascular diastolic",
+    "hr": r"hr|fc|pulse|pulso|(apical |radial |peripheral )?(heart ?rate|pulse rate|pulse)( apical| radial"
+    r"| peripheral| monitor(ed)?)?"
+    r"|heart beat|beats per minute|freq(uencia)? card(iaca)?|freq(uencia)? (do|de) pulso|pulsacao",
+    "temp": r"t|temp|temperature|temperatura"
+    r"|(body |core |oral |rectal |tympanic |axillary |ear |bladder )*temp(erature)?( body| core| oral| rectal"
+    r"| tympanic| axillary)*"
+    r"|temp(eratura)?( corporal| central| oral| rectal| timpanica| axilar)+",
+    "acvpu": r"(level of |state of )?(consciousness|responsiveness|alertness)( level| scale| status)?( acvpu"
+    r"| avpu)?( scale| score)?"
+    r"|(acvpu|avpu)( scale| score| level| status| consciousness)*|loc|conscious(ness)? level|mental status"
+    r"|(nivel|estado) de consciencia( acvpu| avpu)?|(escala )?(acvpu|avpu)|consciencia|gcs"
+    r"|(total )?glasgow( coma)?( scale| score)*( total)?"
+    r"|gcs (total|score)|escala de( coma de)? glasgow( total)?|escala de coma|resposta( acvpu| avpu)"
+    r"|estado (neurologico|mental)",
+    "o2": r"(inhaled |inspired |supplemental |added |current )?(oxygen|o2|oxigenio)( inhaled| inspired)?( therapy"
+    r"| delivery| use| device"
+    r"| flow| rate| supplementation| supplement| supply| source| administration| administered| given| system"
+    r"| method| status"
+    r"| concentration| fraction| litres| liters| l min| suplementar| em curso)*"
+    r"|(air|room air) or oxygen|(on )?(room )?air (or )?(o2|oxygen)|fio2|fi o2|inspired oxygen( fraction"
+    r"| concentration)?"
+    r"|fraction of inspired oxygen|fraction inspired oxygen|oxigenoterapia"
+    r"|(aporte|debito|fluxo|administracao)( de| suplementar de)? (o2|oxigenio)|suplemento de (o2|oxigenio)"
+    r"|ar( ambiente)? ou (oxigenio|o2)|fracao inspirada de (oxigenio|o2)|fracao de (oxigenio|o2) inspirado",
+    "scale": r"news ?2? (spo2 |o2 |sat |oxygen saturation )?scale|(spo2|o2|sats?|oxygen saturation) scale( news ?2?)?"
+    r"|escala( de| da)? (spo2|saturacao)( news ?2?| do news ?2?)?|news ?2? (escala|scale)( de| da)?( spo2)?",
 }
 _NAME_PATTERNS = tuple((parameter, re.compile(pattern)) for parameter, pattern in _NAMES.items())
 
@@ -238,16 +259,20 @@ def convert(parameter: str, value: float, unit: str | None) -> float | Reason:
 
 # Order matters: "nao responde" must be seen before "responde", "not alert" before "alert".
 _CONSCIOUSNESS: tuple[tuple[Acvpu, re.Pattern[str]], ...] = (
-    ("A", re.compile(r"a|(mentally |fully )?alert( and| e)?.*|(sem|no|not) (confusao|confusion|confused)|(a )?alerta.*"
-                     r"|(fully )?(awake|conscious)( and.*)?|(consciente|acordado|acordada|vigil|orientado|orientada).*"
+    ("A", re.compile(r"a|(mentally |fully )?alert( and| e)?.*|(sem|no|not) (confusao|confusion|confused)"
+        r"|(a )?alerta.*"
+                     r"|(fully )?(awake|conscious)( and.*)?|(consciente|acordado|acordada|vigil|orientado"
+                     r"|orientada).*"
                      r"|normal|oriented.*")),
     ("U", re.compile(r"u|unresponsive.*|unconscious.*|(nao responde|nao responsiv|sem resposta|inconsciente|coma).*"
                      r"|does not respond.*|no response.*|arreactiv.*|arreativ.*|comatose|unrousable|unarousable")),
     ("P", re.compile(r"p|d|(responds? to |responsive to |reacts to |response to )?pain(ful)?( stimul.*| only)?"
                      r"|(responde |resposta |reage )?(a |ao )?(dor|estimulos? dolorosos?).*")),
-    ("V", re.compile(r"v|(responds? to |responsive to |reacts to |response to )?(voice|verbal|speech)( stimul.*| only)?"
+    ("V", re.compile(r"v|(responds? to |responsive to |reacts to |response to )?(voice|verbal|speech)( stimul.*"
+        r"| only)?"
                      r"|(responde |resposta |reage )?(a |ao )?(voz|chamamento|estimulos? verba(l|is)).*"
-                     r"|drows(y|iness).*|somnolent.*|sonolent.*|letharg.*|letargic.*|prostrad.*|obtunded.*|stupor.*")),
+                     r"|drows(y|iness).*|somnolent.*|sonolent.*|letharg.*|letargic.*|prostrad.*|obtunded.*"
+                     r"|stupor.*")),
     ("C", re.compile(r"c|(new(ly)? |acute(ly)? |recent )?(confus(ed|ion)|delirium|disorient\w*)( .*)?"
                      r"|(nova |novo )?(confus[ao]o?|confuso|confusa|desorientad[oa]|delirio|delirium)( .*)?"
                      r"|not alert|nao alerta")),

@@ -181,6 +181,13 @@ def test_vitals_by_loinc() -> None:
         ("Pulse", "hr", 120.0, "{beats}/min"),
         ("Temperatura timpânica", "temp", 38.4, "°C"),
         ("Temp", "temp", 38.4, "Cel"),
+        ("Temperature (oral)", "temp", 38.4, "Cel"),
+        ("Systolic BP", "sbp", 95.0, "mm[Hg]"),
+        ("NIBP systolic", "sbp", 95.0, "mm[Hg]"),
+        ("Heart rate (beats/min)", "hr", 120.0, "/min"),
+        ("Pulse rate", "hr", 120.0, "/min"),
+        ("Inhaled oxygen flow rate", "o2", True, "L/min"),
+        ("Débito de oxigénio", "o2", True, "L/min"),
     ],
 )
 def test_vitals_by_name(name: str, field: str, value: float, unit: str | None) -> None:
@@ -228,6 +235,14 @@ def test_vitals_units(parameter: str, value: float, unit: str | None, expected: 
     """Units are converted when they are said; an ambiguous or impossible value is refused with its reason."""
     got = convert(parameter, value, unit)
     assert got == (expected if isinstance(expected, str) else pytest.approx(expected, abs=0.02))
+
+
+@pytest.mark.parametrize(
+    "name", ["Level of consciousness ACVPU", "ACVPU", "AVPU scale", "Estado de consciência", "Consciousness"]
+)
+def test_vitals_consciousness_names(name: str) -> None:
+    """Consciousness is found under its usual names."""
+    assert vitals_of(patient(obs(name, text="Responds to voice")), NOW).acvpu == "V"
 
 
 @settings(deadline=None)
