@@ -109,7 +109,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A written report: ECG, imaging, laboratory. ``text`` is what a person wrote; a waveform or an image is never read."""
+    """A written report: ECG, imaging, laboratory. ``text`` is what a person wrote; no waveform or image is read."""
 
     ref: ChartRef
     title: str

@@ -12,10 +12,11 @@ from typing import Final, Literal, cast
 
 import msgspec
 
-from chatd.replies.concepts import Concept, concept_of, fold
+from chatd.replies.concepts import Concept, concept_of
 from chatd.replies.values import Times, exact, number, stamp, unit
 from chatd.replies.wording import Lang, say
 from context.layers import Allergy, Condition, Event, Medication, Observation, PatientLayer, Report
+from context.text import fold_line
 from protocols.frames import Fact
 
 #: Findings of one report, and characters of one; the rest is counted.
@@ -84,7 +85,7 @@ def arranged(patient: PatientLayer, times: Times) -> tuple[Series, ...]:
         if observation.status in WITHDRAWN or (observation.value is None and not observation.text):
             continue
         kind = "text" if observation.value is None else f"number:{observation.unit or ''}"
-        key = f"{observation.code or fold(observation.name)}|{kind}"
+        key = f"{observation.code or fold_line(observation.name)}|{kind}"
         series.setdefault(key, []).append(observation)
     rows = [Series(key, concept_of(found[0]), tuple(sorted(found, key=order))) for key, found in series.items()]
     return tuple(sorted(rows, key=lambda row: (order(row.latest), row.key)))
@@ -154,7 +155,7 @@ class Writer:
         """The record's name; in Portuguese the table's name before it, where the record's is another."""
         name = observation.name.strip()
         concept = concept_of(observation)
-        if self.lang == "pt" and concept is not None and fold(concept.pt) not in fold(name):
+        if self.lang == "pt" and concept is not None and fold_line(concept.pt) not in fold_line(name):
             return f"{concept.pt} ({name})"
         return name
 

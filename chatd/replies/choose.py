@@ -15,13 +15,14 @@ import msgspec
 from rapidfuzz import fuzz
 
 from chatd.replies.chart import MAX_FINDING_CHARS, WITHDRAWN, Series, Writer, arranged, before_of, flag_of, trend_of
-from chatd.replies.concepts import BY_ID, GROUPS, KIND_BY_ID, fold, report_kinds
+from chatd.replies.concepts import BY_ID, GROUPS, KIND_BY_ID, report_kinds
 from chatd.replies.cues import STOPWORDS
 from chatd.replies.needs import BY_PROTOCOL, BY_REPORT, FOR_DOSE, ONSET_OF, SAME_DISEASE
 from chatd.replies.question import Question, named_in
 from chatd.replies.wording import say
 from chatd.safety import medication as medicines
 from context.layers import Condition, Event, Medication, PatientLayer
+from context.text import fold_line
 from protocols.frames import Fact, ProtocolQuote
 
 #: Facts beside allergies, critical values and what was asked for: a phone's screen or two.
@@ -169,7 +170,7 @@ _GENERIC = frozenset(
 
 def _core_words(name: str) -> frozenset[str]:
     """The words by which a result's name is known: without brackets, sample, method and generic words."""
-    folded = _LOINC_TAIL.sub("", _BRACKETED.sub(" ", fold(name)))
+    folded = _LOINC_TAIL.sub("", _BRACKETED.sub(" ", fold_line(name)))
     return frozenset(word for word in _PLAIN_WORDS.findall(folded) if word not in _GENERIC and word not in STOPWORDS)
 
 
@@ -200,7 +201,7 @@ def asked_values(question: Question, rows: Sequence[Series]) -> Asked:
     chosen: dict[str, Series] = {}
     names: dict[str, list[Series]] = {}
     for row in rows:
-        for name in {fold(name) for name in {observation.name for observation in row.results}}:
+        for name in {fold_line(name) for name in {observation.name for observation in row.results}}:
             names.setdefault(name, []).append(row)
     for name in sorted(names, key=lambda name: (-len(name), name)):
         if len(name) < 3 or (match := _bounded_at(name, masked)) is None:
@@ -246,7 +247,7 @@ def _diseases(folded: str) -> frozenset[int]:
 
 def _matches(question: Question, name: str, diseases: frozenset[int]) -> bool:
     """Whether an entry's name is spoken of in the question: the same disease, or a word of five letters or more."""
-    folded = fold(name)
+    folded = fold_line(name)
     if len(folded) >= 4 and _bounded_at(folded, question.folded):
         return True
     if diseases and diseases & _diseases(folded):
@@ -268,7 +269,7 @@ def _distinct(entries: Iterable[Entry]) -> list[tuple[Entry, int]]:
     first: dict[str, Entry] = {}
     count: dict[str, int] = {}
     for entry in sorted(entries, key=lambda entry: not getattr(entry, "active", True)):
-        key = fold(entry.name) + "|" + (entry.dose if isinstance(entry, Medication) else "")
+        key = fold_line(entry.name) + "|" + (entry.dose if isinstance(entry, Medication) else "")
         first.setdefault(key, entry)
         count[key] = count.get(key, 0) + 1
     return [(entry, count[key]) for key, entry in first.items()]
@@ -587,7 +588,7 @@ class Chooser:
             problem.active
             and problem.onset is not None
             and self.times.now - problem.onset <= RECENT
-            and re.search(names, fold(problem.name)) is not None
+            and re.search(names, fold_line(problem.name)) is not None
             for problem in self.patient.conditions
         )
 

@@ -3,31 +3,18 @@
 
 A row says how a question may name a value and how a record may name it. LOINC codes decide first; a name is
 read only where the record gives no code of this table, so that "Hemoglobin.gastrointestinal in Stool" (coded
-57905-2) never passes for haemoglobin in blood. All words are folded (see ``fold``): lower case, no accents.
+57905-2) never passes for haemoglobin in blood. All words are folded (see ``context.text.fold_line``): lower case, no accents.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-import unicodedata
 
 import msgspec
 
 from context.layers import Observation
-
-_INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u2064\ufeff]")
-_DASHES = re.compile(r"[\u2010-\u2015\u2212]")
-_QUOTES = re.compile("[\u2018\u2019\u02bc\u0060\u00b4]")
-_SPACES = re.compile(r"\s+")
-
-
-def fold(text: str) -> str:
-    """``text`` in lower case without accents, invisible signs and double spaces; "SpO₂" becomes "spo2"."""
-    text = _QUOTES.sub("'", _DASHES.sub("-", _INVISIBLE.sub("", text)))
-    text = unicodedata.normalize("NFKD", text)
-    text = "".join(sign for sign in text if not unicodedata.combining(sign))
-    return _SPACES.sub(" ", text.casefold()).strip()
+from context.text import fold_line
 
 
 class Concept(msgspec.Struct, frozen=True):
@@ -48,7 +35,9 @@ class Concept(msgspec.Struct, frozen=True):
 
 
 def _row(id_: str, en: str, pt: str, loinc: str, words: str, record: str, never: str | None = None) -> Concept:
-    names = tuple(dict.fromkeys([fold(en), fold(pt), *(fold(word) for word in words.split("|") if word)]))
+    names = tuple(
+        dict.fromkeys([fold_line(en), fold_line(pt), *(fold_line(word) for word in words.split("|") if word)])
+    )
     codes = tuple(loinc.split())
     if never is None:
         return Concept(id_, en, pt, codes, names, record)
@@ -216,7 +205,9 @@ class Group(msgspec.Struct, frozen=True):
 
 
 def _group(id_: str, en: str, pt: str, words: str, members: str) -> Group:
-    names = tuple(dict.fromkeys([fold(en), fold(pt), *(fold(word) for word in words.split("|") if word)]))
+    names = tuple(
+        dict.fromkeys([fold_line(en), fold_line(pt), *(fold_line(word) for word in words.split("|") if word)])
+    )
     return Group(id_, en, pt, names, tuple(members.split()))
 
 
@@ -298,7 +289,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 def _concept_of(code: str | None, name: str) -> Concept | None:
     if code is not None and code in BY_LOINC:
         return BY_LOINC[code]
-    folded = fold(name)
+    folded = fold_line(name)
     for concept in CONCEPTS:
         if _compiled(concept.record).search(folded) and not _compiled(concept.never).search(folded):
             return concept
@@ -312,7 +303,7 @@ def concept_of(observation: Observation) -> Concept | None:
 
 def report_kinds(title: str, kind: str) -> frozenset[str]:
     """The kinds a report's title (and the layer's own ``kind``) speaks of; "imaging" holds for every image."""
-    folded = fold(title)
+    folded = fold_line(title)
     found = {row.id for row in REPORT_KINDS if _compiled(row.record).search(folded)}
     if kind == "ecg":
         found.add("ecg")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from chatd.replies.concepts import fold
+from context.text import fold_line
 
 PT_WORDS = frozenset(
     "o os uma um de do da dos das em no nos nas ao aos e que qual quais quando como com sem por para pelo pela "
@@ -102,7 +102,7 @@ CLINICAL_STEMS = (
 ).split()
 #: Short stems that begin longer words; every other stem of four letters or less must be the whole word.
 SHORT_PREFIXES = frozenset("hypo hipo glic gluc valv hemo anxi ictu tubo vent chok".split())
-FOLDED_STEMS = sorted({fold(stem) for stem in CLINICAL_STEMS}, key=lambda stem: (-len(stem), stem))
+FOLDED_STEMS = sorted({fold_line(stem) for stem in CLINICAL_STEMS}, key=lambda stem: (-len(stem), stem))
 CLINICAL = re.compile(
     r"\b(?:" + "|".join(re.escape(stem) for stem in FOLDED_STEMS if len(stem) > 4 or stem in SHORT_PREFIXES)
     + r")|\b(?:" + "|".join(re.escape(stem) for stem in FOLDED_STEMS if len(stem) <= 4) + r")s?\b"

@@ -17,7 +17,6 @@ import msgspec
 
 from chatd.replies.chart import WITHDRAWN, Writer, age_text
 from chatd.replies.choose import RECENT, VITALS, Chooser, alike
-from chatd.replies.concepts import fold
 from chatd.replies.cues import CLINICAL, EN_WORDS, INTENTS, PT_WORDS, STOPWORDS
 from chatd.replies.question import Question, understand
 from chatd.replies.values import Times, stamp
@@ -26,6 +25,7 @@ from chatd.safety import medication as medicines
 from chatd.safety.triage import triage
 from context.layers import Layers, PatientLayer, versioned
 from context.library.library import Library, Query
+from context.text import fold_line
 from protocols.frames import Check, ContextInfo, Fact, Facts, LayerInfo, ProtocolQuote, RedFlag, Score
 
 MAX_MISSING: Final = 14
@@ -75,7 +75,7 @@ class FactsResult(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def problems_folded(self) -> str:
         """Names of active problems, folded, one per line."""
-        return "\n".join(fold(name) for name in self.problems)
+        return "\n".join(fold_line(name) for name in self.problems)
 
     def frame(self, *, response_id: str, client_msg_id: str | None, epoch: str = "", seq: int = 0) -> Facts:
         """The frame of these facts; the same result gives the same bytes."""
@@ -142,11 +142,11 @@ def names_somebody_else(text: str, patient: PatientLayer) -> bool:
 
     Made to warn, not to refuse: names have no grammar, so it errs to both sides, rarely.
     """
-    own = {word for word in re.findall(r"[a-z]+", fold(patient.name))}
+    own = {word for word in re.findall(r"[a-z]+", fold_line(patient.name))}
     for match in _NAME_RUN.finditer(text):
         if _TITLE_BEFORE.search(text[: match.start()]):
             continue
-        words = [word for word in fold(match.group()).split() if word not in ("de", "da", "do", "dos", "das", "e")]
+        words = [word for word in fold_line(match.group()).split() if word not in ("de", "da", "do", "dos", "das", "e")]
         while words and _is_ordinary(words[0]):
             words.pop(0)
         if len(words) < 2 or any(_is_ordinary(word) for word in words):
@@ -198,9 +198,9 @@ def _forbidden(
     Allergies count always, also those that only the question states; of the interactions those that the drug would
     add: what is wrong among the record's own medicines is told anyway.
     """
-    named = {fold(drug.text), fold(drug.id)}
+    named = {fold_line(drug.text), fold_line(drug.id)}
     for check in medicines.check(patient, question, lang, proposed=(drug.text if drug.is_class else drug.id,)):
-        if check.level != "critical" or not any(name in fold(check.text) for name in named):
+        if check.level != "critical" or not any(name in fold_line(check.text) for name in named):
             continue
         if check.id.startswith("allergy") or check.id not in standing:
             return check

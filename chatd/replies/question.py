@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 from rapidfuzz import fuzz
 
-from chatd.replies.concepts import CASED, CONCEPTS, GROUPS, REPORT_KINDS, fold
+from chatd.replies.concepts import CASED, CONCEPTS, GROUPS, REPORT_KINDS
 from chatd.replies.cues import (
     CLINICAL,
     EN_SIGNS,
@@ -32,6 +32,7 @@ from chatd.replies.cues import (
 )
 from chatd.safety.medication import drugs_in
 from chatd.safety.presentations import emergencies
+from context.text import fold_line
 
 Lang = Literal["en", "pt"]
 
@@ -78,7 +79,7 @@ def language_of(text: str, *, hint: str = "", default: Lang = "en") -> Lang:
     hint = hint.strip().lower()
     if hint[:2] in ("pt", "en"):
         return "pt" if hint[:2] == "pt" else "en"
-    words = re.findall(r"[a-z']+", fold(text))
+    words = re.findall(r"[a-z']+", fold_line(text))
     portuguese = sum(word in PT_WORDS or word in PT_SIGNS for word in words)
     english = sum(word in EN_WORDS or word in EN_SIGNS for word in words)
     # A tilde or a cedilla is not written in English; it outweighs one shared word ("no", "do"). Names do not count.
@@ -160,7 +161,7 @@ def named_in(text: str, masked: str | None = None) -> Named:
     ``masked``: the folded text with spaces where something else was recognised already. Words of six letters or
     more may be misspelt (similarity of 90 or more).
     """
-    rest = fold(text) if masked is None else masked
+    rest = fold_line(text) if masked is None else masked
     meaning = dict(_lexicon())
     found: list[tuple[int, str, str]] = []
     for word, entries in _lexicon():
@@ -207,7 +208,7 @@ def understand(question: str, *, lang_hint: str = "", default_lang: Lang = "en")
         lang_hint: what the client said ("pt-PT", "en"); "" leaves it to the words.
         default_lang: for a question whose words do not tell (a name, a number).
     """
-    folded = fold(question)
+    folded = fold_line(question)
     named = named_in(question, folded)
     intents = tuple(name for name, pattern in INTENTS if _intent(pattern).search(folded))
     affirmed, denied = split_negation(folded)

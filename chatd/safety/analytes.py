@@ -14,8 +14,9 @@ from functools import lru_cache
 
 import msgspec
 
-from chatd.safety.words import fold, key
+from chatd.safety.words import key
 from context.layers import Observation
+from context.text import fold
 
 #: A factor, or for troponin assays none at all: one analyte's units differ only by scale.
 Units = Mapping[str, float]

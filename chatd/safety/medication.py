@@ -18,8 +18,9 @@ from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
 from chatd.safety.data import load
-from chatd.safety.words import fold, key, number, pick, slug
+from chatd.safety.words import key, number, pick, slug
 from context.layers import Allergy, ChartRef, Medication, PatientLayer
+from context.text import fold
 from protocols.frames import Check
 
 Level = Literal["info", "warning", "critical"]

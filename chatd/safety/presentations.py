@@ -25,7 +25,8 @@ from chatd.safety.presentation_table import (
     REPAIRABLE,
     RULES,
 )
-from chatd.safety.words import fold, pick
+from chatd.safety.words import pick
+from context.text import fold
 
 #: Longer text is not read on: a question fits many times over, and the time for one stays bounded.
 MAX_CHARS = 20_000

@@ -16,8 +16,9 @@ import msgspec
 from chatd.safety.analytes import Analyte, Limits, analyte_of, limits_of, to_canonical
 from chatd.safety.presentations import Presentation, ecg_emergencies, emergencies
 from chatd.safety.vitals import AHEAD_H, LABELS, Vitals, newest_first, plausible, vitals_of
-from chatd.safety.words import fold, key, moment, name_key, number, pick, slug, stamp
+from chatd.safety.words import key, moment, name_key, number, pick, slug, stamp
 from context.layers import HospitalLayer, Observation, PatientLayer
+from context.text import fold
 from protocols.frames import RedFlag, Score
 
 #: Each row: (upper bound inclusive, points); the last bound is infinity.

@@ -15,8 +15,9 @@ from typing import Literal
 
 import msgspec
 
-from chatd.safety.words import fold, key, moment, number, pick
+from chatd.safety.words import key, moment, number, pick
 from context.layers import ChartRef, Observation, PatientLayer
+from context.text import fold
 
 Parameter = Literal["rr", "spo2", "o2", "sbp", "dbp", "hr", "acvpu", "temp", "scale"]
 Acvpu = Literal["A", "C", "V", "P", "U"]

@@ -1,49 +1,13 @@
-"""Small text rules that triage and the medication checks share: folding, languages, numbers and times."""
+"""Small text rules that triage and the medication checks share: keys, languages, numbers and times."""
 
 from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from datetime import UTC, datetime
 from functools import lru_cache
 
-_TYPOGRAPHIC = str.maketrans(
-    {
-        "’": "'",
-        "‘": "'",
-        "“": '"',
-        "”": '"',
-        "–": "-",
-        "—": "-",
-        "−": "-",
-        "\u2011": "-",
-        "\u2010": "-",
-        "\u00a0": " ",
-        "\u202f": " ",
-        "\u200b": "",
-        "\u00ad": "",
-        "₂": "2",
-        "μ": "u",
-        "µ": "u",
-        "→": " -> ",
-        "≥": ">=",
-        "≤": "<=",
-        "º": " ",
-        "ª": " ",
-    }
-)
-_SPACE = re.compile(r"[ \t\r\f\v]+")
-
-
-def fold(text: str) -> str:
-    """Lower case without accents, with plain quotes, dashes and spaces; line breaks are kept.
-
-    "Ação – SpO₂" becomes "acao - spo2". Folding twice changes nothing.
-    """
-    plain = unicodedata.normalize("NFKD", text.translate(_TYPOGRAPHIC)).casefold()
-    plain = "".join(c for c in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(c))
-    return _SPACE.sub(" ", plain.translate(_TYPOGRAPHIC)).strip()
+from context.text import fold
 
 
 def key(text: str) -> str:

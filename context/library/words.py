@@ -7,12 +7,13 @@ A text becomes a tuple of ``Token``s, each with the canonical word and what was 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
 import msgspec
 from rapidfuzz.distance import OSA
+
+from context.text import without_accents
 
 #: Longer texts are read up to here. A question has at most 4000 characters on the wire; a report may be longer.
 MAX_CHARS = 8000
@@ -93,8 +94,7 @@ class Token(msgspec.Struct, frozen=True):
 
 def plain(text: str) -> str:
     """``text`` without accents and compatibility forms, case kept; at most ``MAX_CHARS`` characters are read."""
-    decomposed = unicodedata.normalize("NFKD", text[:MAX_CHARS])
-    return "".join(c for c in decomposed if not unicodedata.combining(c))
+    return without_accents(text[:MAX_CHARS])
 
 
 def words(text: str) -> tuple[str, ...]:

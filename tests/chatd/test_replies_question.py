@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatd.replies.concepts import BY_ID, BY_LOINC, CONCEPTS, GROUPS, fold
+from chatd.replies.concepts import BY_ID, BY_LOINC, CONCEPTS, GROUPS
 from chatd.replies.needs import BY_PROTOCOL, BY_REPORT, FOR_DOSE
 from chatd.replies.question import language_of, named_in, split_negation, understand
 from chatd.replies.wording import TEXTS, say
 from context.library.library import Library
+from context.text import fold_line
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_named_values(text: str, concepts: set[str]) -> None:
 )
 def test_negation(text: str, affirmed: str, denied: str) -> None:
     """What is denied is taken out; an emergency told by a "no" stays."""
-    kept, out = split_negation(fold(text))
+    kept, out = split_negation(fold_line(text))
     assert affirmed in kept
     assert (denied in " ".join(out)) if denied else out == ()
 

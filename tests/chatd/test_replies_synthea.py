@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from chatd.replies.concepts import fold
 from chatd.replies.facts import FactsResult, build
 from context.fhir import import_files
 from context.layers import Layers
 from context.library.library import Library
+from context.text import fold_line
 from tests.clinical_data import clinical_path
 from tests.vignettes import layers_of
 
@@ -100,7 +100,7 @@ def _ask(layers: Layers, question: str) -> FactsResult:
 
 
 def _seen(facts: FactsResult) -> str:
-    return "\n".join(fold(f"{fact.name} {fact.text}") for fact in facts.facts)
+    return "\n".join(fold_line(f"{fact.name} {fact.text}") for fact in facts.facts)
 
 
 def _last_values(path: Path) -> Iterator[tuple[str, str, Any, str | None]]:
@@ -128,7 +128,7 @@ def _last_values(path: Path) -> Iterator[tuple[str, str, Any, str | None]]:
 
 def _has_value(facts: FactsResult, value: Any) -> bool:
     if isinstance(value, str):
-        return fold(value) in _seen(facts)
+        return fold_line(value) in _seen(facts)
     return any(isinstance(f.value, int | float) and abs(float(f.value) - value) < 1e-9 for f in facts.facts)
 
 
@@ -144,7 +144,7 @@ def test_record_questions_every_bundle_is_answered_from_the_record(number: int) 
         nonlocal asked
         asked += 1
         seen = _seen(_ask(layers, question))
-        failed.extend(f"{question} -> {name}" for name in names if fold(_plain(name)) not in seen)
+        failed.extend(f"{question} -> {name}" for name in names if fold_line(_plain(name)) not in seen)
 
     conditions = [_name(r["code"]) for r in _resources(path, "Condition")]
     medicines = [
@@ -194,6 +194,6 @@ def test_last_value_is_newest_and_not_another_results() -> None:
         facts = _ask(layers, f"What is the last {name}?")
         answers = [facts.facts[n] for n in facts.asked if facts.facts[n].kind == "value"]
         first = answers[0] if answers else None
-        if first is None or fold(_plain(first.name)) != fold(name):
+        if first is None or fold_line(_plain(first.name)) != fold_line(name):
             wrong.append((name, code, value, None if first is None else first.name))
     assert wrong == []
