@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,6 +16,11 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from tests.redis_server import RedisServer  # noqa: E402
+
+
+# A shared machine may stall for a second at any time; how long an example takes is no property of the code.
+settings.register_profile("chatd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("chatd")
 
 
 @pytest.fixture(scope="session")
