@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import UTC, datetime, time, timedelta, tzinfo
+from datetime import UTC, datetime, time, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from chatd.replies.wording import Lang, say
+from chatd.safety.words import zone
 
 #: Digits after the point that a laboratory or a monitor writes; a longer tail was calculated, not measured.
 MAX_DECIMALS = 4
@@ -84,14 +84,6 @@ def stamp(at: datetime | None, *, milliseconds: bool = False) -> str | None:
         return None
     precise = milliseconds or at.microsecond != 0
     return at.astimezone(UTC).isoformat(timespec="milliseconds" if precise else "seconds").replace("+00:00", "Z")
-
-
-def zone(name: str) -> tuple[tzinfo, str]:
-    """The hospital's time zone and what to write behind its times: "" for a known zone, " UTC" where it is unknown."""
-    try:
-        return ZoneInfo(name), ""
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return UTC, " UTC"
 
 
 class Times:

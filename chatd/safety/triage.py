@@ -230,12 +230,12 @@ def _value_text(observation: Observation, lang: str) -> str:
     )
 
 
-def _flag_text(observation: Observation, why: str, lang: str) -> str:
+def _flag_text(observation: Observation, why: str, lang: str, timezone: str) -> str:
     reference = _range_text(observation)
     parts = [f"{observation.name} {_value_text(observation, lang)}", why]
     if reference:
         parts.append(pick(lang, f"reference {reference}", f"referência {reference}"))
-    parts.append(moment(observation.as_of, lang))
+    parts.append(moment(observation.as_of, lang, timezone))
     return pick(lang, "Critical result: ", "Resultado crítico: ") + ", ".join(parts)
 
 
@@ -284,7 +284,7 @@ def _judge(
         flag = RedFlag(
             id=f"critical.{id_}",
             trigger="critical_result",
-            text=_flag_text(observation, why, lang),
+            text=_flag_text(observation, why, lang, hospital.timezone),
             ref=observation.ref,
         )
     return _Judged(id_, observation, flag, side, analyte)
@@ -348,7 +348,8 @@ def _unjudged(patient: PatientLayer, hospital: HospitalLayer, now: datetime, lan
         if analyte is None or observation.value is None:
             continue
         limits = limits_of(analyte, hospital.critical_limits)
-        shown = f"{observation.name} {_value_text(observation, lang)} ({moment(observation.as_of, lang)})"
+        at = moment(observation.as_of, lang, hospital.timezone)
+        shown = f"{observation.name} {_value_text(observation, lang)} ({at})"
         if not _is_recent(observation.as_of, now, CRITICAL_MAX_AGE_H):
             told = observation.as_of is not None and observation.as_of >= now - timedelta(days=STALE_TOLD_DAYS)
             if told and _judge(observation, analyte, hospital, False, lang).flag is not None:
@@ -533,7 +534,7 @@ def triage(
             )
             score = msgspec.structs.replace(score, text=score.text.rstrip(".") + "." + note)
         scores.append(score)
-        missing += vitals.missing(lang)
+        missing += vitals.missing(lang, hospital.timezone)
         if vitals.spo2 is not None and vitals.scale is None and _is_hypercapnic(patient):
             missing.append(
                 pick(

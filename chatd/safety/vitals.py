@@ -188,10 +188,10 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
     as_of: datetime | None = None
     ref: ChartRef | None = None
 
-    def text(self, lang: str) -> str:
+    def text(self, lang: str, timezone: str = "UTC") -> str:
         """ "temperature: recorded without a unit, not scored (2026-01-15 06:10 UTC)"."""
         said = f"{pick(lang, *LABELS[self.parameter])}: {pick(lang, *_REASONS[self.reason])}"
-        return said if self.reason == "absent" else f"{said} ({moment(self.as_of, lang)})"
+        return said if self.reason == "absent" else f"{said} ({moment(self.as_of, lang, timezone)})"
 
 
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,9 +218,9 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     age_years: int | None = None
     pregnant: bool | None = None
 
-    def missing(self, lang: str = "en") -> tuple[str, ...]:
-        """What could not be used, as sentences for people."""
-        return tuple(gap.text(lang) for gap in self.gaps)
+    def missing(self, lang: str = "en", timezone: str = "UTC") -> tuple[str, ...]:
+        """What could not be used, as sentences for people, with times in the hospital's zone."""
+        return tuple(gap.text(lang, timezone) for gap in self.gaps)
 
 
 def parameter_of(observation: Observation) -> Parameter | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from context.text import fold
 
@@ -47,11 +48,21 @@ def number(value: float) -> str:
     return "0" if text in {"-0", ""} else text
 
 
-def moment(at: datetime | None, lang: str) -> str:
-    """A time for people, always with its zone: "2026-01-15 06:10 UTC"."""
+@lru_cache(maxsize=64)
+def zone(name: str) -> tuple[tzinfo, str]:
+    """The hospital's time zone and what to write behind its times: "" for a known zone, " UTC" where it is unknown."""
+    try:
+        return (UTC, " UTC") if name == "UTC" else (ZoneInfo(name), "")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return UTC, " UTC"
+
+
+def moment(at: datetime | None, lang: str, timezone: str = "UTC") -> str:
+    """A time for people in the hospital's zone, as all times of an answer: "2026-01-15 06:10"; UTC says so."""
     if at is None:
         return pick(lang, "time not recorded", "hora não registada")
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    local, suffix = zone(timezone)
+    return f"{at.astimezone(local):%Y-%m-%d %H:%M}{suffix}"
 
 
 def stamp(at: datetime | None) -> str | None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from chatd.safety.analytes import ANALYTES, BY_ID, analyte_named, from_canonical, to_canonical
 from chatd.safety.triage import Triage, critical_results, is_intensive_care, triage, upper_reference
+from chatd.safety.words import moment
 from context.layers import Allergy, Condition, HospitalLayer, Medication, Observation, PatientLayer, Report
 from tests.clinical_data import clinical_path
 
@@ -350,7 +351,7 @@ def test_critical_by_flag() -> None:
 def test_critical_text_complete() -> None:
     """A critical result says value, unit, limit with its source, reference range and time."""
     (flag,) = critical_results(patient(lab("Potassium", 6.9, "mmol/L", "HH", low=3.5, high=5.1)), HOSPITAL, NOW)
-    for part in ("Potassium 6.9 mmol/L", "> 6.2 mmol/L", "Iowa", "3.5-5.1", "2026-01-15 07:30 UTC"):
+    for part in ("Potassium 6.9 mmol/L", "> 6.2 mmol/L", "Iowa", "3.5-5.1", "2026-01-15 07:30"):
         assert part in flag.text
     assert flag.ref == "Observation/Potassium"
 
@@ -494,3 +495,11 @@ def test_triage_any_record(items: list[Observation], question: str, lang: str) -
     result = run(question, layer, lang=lang)
     assert result == run(question, layer, lang=lang)
     assert len({(flag.id, flag.ref) for flag in result.red_flags}) == len(result.red_flags)
+
+
+def test_moment_in_the_hospitals_zone() -> None:
+    """Times of red flags are the hospital's local ones, in summer too; where the zone is not known, UTC says so."""
+    at = datetime(2026, 7, 15, 7, 30, tzinfo=UTC)
+    assert moment(at, "en", "Europe/Lisbon") == "2026-07-15 08:30"
+    assert moment(at, "en", "Nowhere/Else") == "2026-07-15 07:30 UTC"
+    assert moment(at, "en") == "2026-07-15 07:30 UTC"
