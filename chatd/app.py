@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import structlog
 from redis.asyncio import Redis
@@ -20,7 +20,7 @@ from chatd.faults import FaultPoints
 from chatd.gateway.node import Node
 from chatd.ledger import Ledger
 from chatd.places import Places
-from chatd.records import RecordKeeper
+from chatd.records import RecordKeeper, configured
 from chatd.replies.runs import Runs
 from chatd.replies.sessions import Sessions
 from chatd.settings import Settings
@@ -53,6 +53,7 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
             sealer = Sealer(places.key_ring())
             ledger = Ledger.open(places.ledger_url, timeout_s=settings.ledger_timeout_s)
             node = _node(settings, places, clock, sealer, redis, doorbell, ledger)
+            configured(places.data, is_demo=settings.demo, now=clock.now())
             keeper = RecordKeeper(node.store, redis, places, demo=settings.demo, clock=clock)
         except (ChatdError, ValueError, OSError) as error:
             # Keys, pages or addresses that cannot be used: the server swallows the reason, so it is said here.
@@ -137,6 +138,3 @@ def _report_end(task: asyncio.Task[None]) -> None:
     """A background task that ends by itself is a bug, and must not end silently."""
     if not task.cancelled() and task.exception() is not None:
         log.error("background_task_failed", task=task.get_name(), error=type(task.exception()).__name__)
-
-
-AppFactory = Callable[[], Starlette]

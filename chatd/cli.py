@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from chatd.settings import Settings, SettingsError, from_environment, unknown_names
+from protocols.errors import ChatdError
 
 _ENGINES = ("none", "scripted", "mlx", "vllm")
 
@@ -39,10 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"chatd: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        # The reader of our output has gone, as in `chatd schema | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader of our output has gone, as in `chatd schema | head`.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or type(error).__name__}")
+    except (ChatdError, ValueError) as error:
+        # Keys, pages and addresses that cannot be used; anything else is a bug and keeps its traceback.
+        return _fail(str(error) or type(error).__name__)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -32,7 +32,7 @@ async def import_files(places: Places, files: Sequence[Path], *, department: str
     """
     now = datetime.now(UTC)
     try:
-        found = configured(places.data, with_staff=False, now=now)
+        found = configured(places.data, is_demo=False, now=now)
     except HospitalFileError as error:
         return _fail(str(error))
     known = tuple(d.department_id for d in found.departments)
@@ -44,9 +44,12 @@ async def import_files(places: Places, files: Sequence[Path], *, department: str
     for line in summary_lines(imported.files):
         print(line, file=sys.stderr)
     status = int(any(report.error for report in imported.files))
+    # What could not be read now would only be a complaint at every start.
+    readable = [report.path for report in imported.files if report.error is None]
     try:
         places.prepare()
-        Feeds(places.data).add(files, department=department, added_at=now)
+        if readable:
+            Feeds(places.data).add(readable, department=department, added_at=now)
     except FeedsError as error:
         return _fail(error.reason)
     if places.redis_url:

@@ -32,13 +32,13 @@ ACCEPT_SECONDS = Histogram(
 )
 FACTS_SECONDS = Histogram(
     "chatd_facts_seconds",
-    "From a user_message received to facts in the session log.",
+    "From the start of a run (accepted, or taken over) to facts in the session log.",
     buckets=_SECONDS,
     registry=REGISTRY,
 )
 ANSWER_SECONDS = Histogram(
     "chatd_answer_seconds",
-    "From a user_message received to its ai_response in the session log.",
+    "From the start of a run (accepted, or taken over) to its ai_response in the session log.",
     buckets=_SECONDS,
     registry=REGISTRY,
 )

@@ -31,6 +31,7 @@ _LOOK_S = 0.5
 #: One node loads; another takes over when it has not finished by then.
 _LOADING_LEASE_MS = 60_000
 _LOADING_KEY = "chatd:loading"
+_UNNAMED = "Hospital"
 #: Among a demo patient's identifiers, so that nothing invented is ever merged into an imported record.
 DEMO_MARK = "urn:chatd:demo"
 #: The demo is always "today"; vital signs older than a day would not be scored.
@@ -49,11 +50,11 @@ class Configured(msgspec.Struct, frozen=True, kw_only=True):
     staff: tuple[DoctorLayer, ...] = ()
 
 
-def configured(data: Path, *, with_staff: bool, now: datetime) -> Configured:
+def configured(data: Path, *, is_demo: bool, now: datetime) -> Configured:
     """The hospital, its departments with their catalogues, and its staff.
 
-    From ``hospital.json`` in the data directory if there is one, else the four departments chatd comes with, and
-    the demo's staff if ``with_staff``.
+    From ``hospital.json`` in the data directory if there is one. Else the demo, if ``is_demo``; else the four
+    departments that chatd comes with, no staff, and the default call limits of ``chatd.safety``.
 
     Raises:
         HospitalFileError: the file is there and cannot be used; nothing is guessed in its place.
@@ -67,9 +68,10 @@ def configured(data: Path, *, with_staff: bool, now: datetime) -> Configured:
     else:
         built_in = demo.load(now)
         found = Configured(
-            hospital=built_in.hospital,
-            departments=tuple(built_in.departments),
-            staff=tuple(built_in.doctors) if with_staff else (),
+            # Nothing of the demo's, least of all its call limits, may pass for a real hospital's.
+            hospital=built_in.hospital if is_demo else HospitalLayer(name=_UNNAMED, as_of=now),
+            departments=built_in.departments,
+            staff=built_in.doctors if is_demo else (),
         )
     departments = tuple(
         d if d.actions else msgspec.structs.replace(d, actions=catalogue_of(d.department_id)) for d in found.departments
@@ -129,7 +131,7 @@ class RecordKeeper:
     async def load(self) -> None:
         """Put every layer into Redis and mark them loaded; twice leaves the same layers."""
         now = self._clock.now()
-        found = configured(self._places.data, with_staff=self._demo, now=now)
+        found = configured(self._places.data, is_demo=self._demo, now=now)
         await self._store.put_hospital(found.hospital)
         for department in found.departments:
             await self._store.put_department(department)

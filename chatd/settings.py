@@ -11,6 +11,10 @@ import msgspec
 Engine = Literal["none", "scripted", "mlx", "vllm"]
 
 
+#: Under the time that the supervisor gives a gateway to end, with room for closing a phone that does not read.
+_MOST_DRAIN_S = 12.0
+
+
 class SettingsError(ValueError):
     """A setting is unknown, malformed or contradicts another; the text names it."""
 
@@ -120,7 +124,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.outbox_bytes < 2 * self.max_frame_bytes:
             raise SettingsError("CHATD_OUTBOX_BYTES must hold at least two frames of CHATD_MAX_FRAME_BYTES")
         if self.demo and (self.jwt_public_key_file or self.jwt_jwks_file):
-            raise SettingsError("CHATD_DEMO signs people in without a password; it excludes a real identity provider")
+            raise SettingsError(
+                "the demo signs people in without a password and excludes a real identity provider: "
+                "give --no-demo (CHATD_DEMO=false) or leave out CHATD_JWT_PUBLIC_KEY_FILE and CHATD_JWT_JWKS_FILE"
+            )
+        if self.drain_timeout_s + self.drain_spread_s > _MOST_DRAIN_S:
+            raise SettingsError(
+                f"CHATD_DRAIN_TIMEOUT_S and CHATD_DRAIN_SPREAD_S together must be at most {_MOST_DRAIN_S:g}: "
+                "chatd up waits 15 s for a gateway to end"
+            )
 
     @property
     def data_path(self) -> Path:

@@ -13,13 +13,13 @@ from redis.asyncio import Redis
 from chatd.clock import SystemClock
 from chatd.places import Places
 from chatd.private_redis import PrivateRedis, RedisNotStarted
-from chatd.records import RecordKeeper
+from chatd.records import HospitalFileError, RecordKeeper
 from chatd.replies.facts import build
 from chatd.replies.sessions import session_key
 from context.budget import BudgetTooSmall, estimate_tokens
 from context.compose import compose
 from context.seal import Sealer
-from context.store import ContextStore, StoreError, connect
+from context.store import ContextStore, DepartmentUnknown, PatientUnknown, StoreError, connect
 
 
 async def show(places: Places, *, department: str, user: str, patient: str, question: str, budget_tokens: int) -> int:
@@ -33,8 +33,12 @@ async def show(places: Places, *, department: str, user: str, patient: str, ques
                 patient_id=patient,
                 session_key=session_key(user, department, "context-show"),
             )
-    except (StoreError, RedisNotStarted) as error:
-        return _fail(f"not shown: {type(error).__name__} {error}".strip())
+    except PatientUnknown:
+        return _fail("not shown: no such patient")
+    except DepartmentUnknown:
+        return _fail("not shown: no such department")
+    except (StoreError, RedisNotStarted, HospitalFileError) as error:
+        return _fail(f"not shown: {error or type(error).__name__}")
     if layers.patient is not None and department not in layers.patient.departments:
         return _fail(f"not shown: this patient is not of {department}")
     facts = build(layers, question, library=places.library(), now=now, lang="")
@@ -60,16 +64,18 @@ async def show(places: Places, *, department: str, user: str, patient: str, ques
 @contextlib.asynccontextmanager
 async def _store(places: Places) -> AsyncIterator[ContextStore]:
     """The running chatd's store, or one on a private Redis of this command's own, filled from the same sources."""
+    sealer = Sealer(places.key_ring())
     own = None if places.redis_url else PrivateRedis(places.data / "show")
     if own is not None:
         places.prepare()
         own.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         own.start()
     redis: Redis = connect(own.url if own is not None else places.redis_url)
-    store = ContextStore(redis, Sealer(places.key_ring()))
+    store = ContextStore(redis, sealer)
     try:
         if own is not None:
-            await RecordKeeper(store, redis, places, demo=True, clock=SystemClock()).load()
+            is_demo = not (places.data / "hospital.json").exists()
+            await RecordKeeper(store, redis, places, demo=is_demo, clock=SystemClock()).load()
         yield store
     finally:
         await redis.aclose()

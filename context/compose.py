@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, date, datetime, tzinfo
+from datetime import UTC, date, datetime, time, tzinfo
 from decimal import Decimal
 from functools import lru_cache, partial
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -601,10 +601,16 @@ def _number(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+_MIDNIGHT = time(0)
+
+
 def _time(at: datetime | None, zone: tzinfo) -> str:
     if at is None:
         return "time not recorded"
     at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    if at.astimezone(UTC).time() == _MIDNIGHT:
+        # A date without a time, in most sources; moved to a zone west of UTC it would be the day before.
+        return f"{at.astimezone(UTC):%Y-%m-%d}"
     # In the first and last hours of the calendar stands a placeholder, which has no local time: as it came.
     with suppress(OverflowError):
         at = at.astimezone(zone)

@@ -75,8 +75,8 @@ ERRORS: dict[ErrorCode, ErrorText] = {
     ),
     ErrorCode.SECOND_IDENTIFIER_REQUIRED: ErrorText(
         False,
-        "Confirm the patient by a second identifier (date of birth or full name).",
-        "Confirme o doente com um segundo identificador (data de nascimento ou nome completo).",
+        "Confirm the patient by a second identifier (date of birth or another record number).",
+        "Confirme o doente com um segundo identificador (data de nascimento ou outro número de registo).",
     ),
     ErrorCode.TOO_LARGE: ErrorText(False, "The message is too large.", "A mensagem é demasiado grande."),
     ErrorCode.RATE_LIMITED: ErrorText(

@@ -23,6 +23,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, ma
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from chatd import metrics
 from chatd.ledger.rows import Transaction
 from chatd.ledger.tables import SCHEMA_VERSION, facts, metadata
 from protocols.errors import ChatdError
@@ -163,6 +164,13 @@ class Ledger:
                 await asyncio.shield(last)
 
     async def _call(self, job: Callable[[], T]) -> T:
+        try:
+            return await self._submit(job)
+        except LedgerUnavailable:
+            metrics.LEDGER_ERRORS.inc()
+            raise
+
+    async def _submit(self, job: Callable[[], T]) -> T:
         if self._closed:
             raise LedgerUnavailable(Why.CLOSED)
         if not self._waiting.acquire(blocking=False):
