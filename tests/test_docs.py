@@ -233,7 +233,7 @@ def test_hospital_file_example_is_one(tmp_path: Path) -> None:
     """The hospital.json on the page can be used as it stands."""
     (example,) = [block for block in blocks(OPERATIONS, "json") if "departments" in block]
     (tmp_path / "hospital.json").write_text(example, "utf-8")
-    found = configured(tmp_path, with_staff=False, now=datetime(2026, 1, 15, tzinfo=UTC))
+    found = configured(tmp_path, is_demo=False, now=datetime(2026, 1, 15, tzinfo=UTC))
     assert found.hospital.critical_limits["haemoglobin"] == (7.0, None)
     assert [department.department_id for department in found.departments] == ["cardiology"]
     assert found.departments[0].actions
