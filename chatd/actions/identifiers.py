@@ -36,11 +36,10 @@ def second_identifier(typed: str | None, patient: PatientLayer) -> Kind | None:
     given = _number(text)
     if len(given) >= MIN_IDENTIFIER_CHARS and given != _number(patient.patient_id):
         for identifier in patient.identifiers:
-            if identifier.startswith("urn:"):
-                continue  # a mark of a system, not a number on a wristband
             # A source may write the system before the number, "system|number", as FHIR's searches do.
             number = _number(identifier.rpartition("|")[2])
-            if given == number and number != _number(patient.patient_id):
+            # Without a digit it is the mark of a system, not what stands on a wristband.
+            if given == number != _number(patient.patient_id) and any(sign.isdigit() for sign in number):
                 return "identifier"
     return None
 
