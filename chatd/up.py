@@ -16,7 +16,7 @@ from types import FrameType
 from typing import IO
 
 from chatd.places import Places, RunFile
-from chatd.private_redis import PrivateRedis
+from chatd.private_redis import PrivateRedis, RedisNotStarted
 from chatd.settings import Settings
 
 _TICK_S = 0.2
@@ -163,12 +163,21 @@ class Supervisor:
                 # One that is only slow answers again; starting beside it would split the state in two.
                 if not self._redis.is_running():
                     print("redis has ended, starting it again", file=sys.stderr)
-                    self._redis.start()
+                    self._start_redis_again(self._redis)
             if self._gateway is not None and self._gateway.poll() is not None:
                 print(f"gateway has ended ({self._gateway.returncode}), starting it again", file=sys.stderr)
                 if self._stop.wait(_RESTART_PAUSE_S):
                     return
                 self._start_gateway()
+
+    def _start_redis_again(self, redis: PrivateRedis) -> None:
+        """One failure to start must not take the gateway and its phones along; the next round tries again."""
+        try:
+            redis.start()
+        except (RedisNotStarted, OSError) as error:
+            print(f"chatd: {error}", file=sys.stderr)
+            redis.reap()
+            self._stop.wait(_RESTART_PAUSE_S)
 
     def _shut_down(self) -> None:
         if self._gateway is not None and self._gateway.poll() is None:

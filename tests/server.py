@@ -13,6 +13,10 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 #: Set-up of a demo hospital on a busy machine.
 START_S = 90.0
 STOP_S = 20.0
@@ -82,6 +86,10 @@ class Hospital:
     @property
     def url(self) -> str:
         return self.up.url
+
+    def redis(self) -> Redis:
+        """A client on the private Redis, closed by its user; it shows the first failure."""
+        return Redis(unix_socket_path=str(self.data / "redis.sock"), socket_timeout=STOP_S, retry=Retry(NoBackoff(), 0))
 
     def serve(self, env: Mapping[str, str] | None = None) -> Process:
         """A further gateway on the same Redis and ledger; ready when this returns."""
