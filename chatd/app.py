@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from chatd import endpoints
+from chatd import endpoints, tasks
 from chatd.actions.service import Actions
 from chatd.clock import Clock, SystemClock
 from chatd.faults import FaultPoints
@@ -62,18 +62,16 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
         app.state.node = node
         app.state.keeper = keeper
         app.state.jwt_secret = places.jwt_secret() if settings.demo else b""
-        tasks = [
+        loops = [
             asyncio.create_task(node.run(), name="node"),
             asyncio.create_task(keeper.run(), name="records"),
         ]
-        for task in tasks:
+        for task in loops:
             task.add_done_callback(_report_end)
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await tasks.end(loops)
             await node.runs.drain(0)
             await ledger.close()
             await redis.aclose()

@@ -14,7 +14,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from chatd import app as application
-from chatd import logs
+from chatd import logs, tasks
 from chatd.gateway.transport import ChatdProtocol
 from chatd.places import Places
 from chatd.readiness import readiness
@@ -106,9 +106,7 @@ async def _serve(server: GatewayServer, app: Starlette, *, supervised: bool) -> 
     try:
         await server.serve()
     finally:
-        announcing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await announcing
+        await tasks.end([announcing])
 
 
 async def _announce(server: GatewayServer, app: Starlette) -> None:

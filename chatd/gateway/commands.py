@@ -17,9 +17,9 @@ from chatd.replies.facts import context_hash, context_info
 from chatd.replies.question import language_of
 from chatd.replies.runs import Run
 from chatd.replies.sessions import Request, SessionLost, SessionsUnavailable, response_id_of
-from chatd.safety.words import fold
 from context.layers import PatientLayer
 from context.store import ContextNotLoaded, DepartmentUnknown, PatientUnknown, StoreUnavailable
+from context.text import fold
 from protocols.errors import ERRORS, CloseCode, ErrorCode, RemoteProtocolError
 from protocols.frames import (
     Accepted,
@@ -171,10 +171,10 @@ async def _repeat(connection: Connection, event_id: str) -> bool:
 
     What lies after the point where this connection began was or will be sent on it in its turn.
     """
-    event = await connection.node.sessions.event(_key(connection), event_id)
+    event = await connection.node.sessions.event(_key(connection), connection.epoch, event_id)
     if event is None:
         return False
-    if event.seq <= connection.repeats_up_to:
+    if connection.may_repeat(event.seq):
         connection.send_event(event.seq, event.frame, again=True)
     return True
 
@@ -295,9 +295,14 @@ async def _action(connection: Connection, frame: ActionCommand) -> None:
 
 
 async def _feedback(connection: Connection, frame: Feedback) -> None:
-    """Count a judgement; its words are not kept anywhere, they may name a patient."""
+    """Count a judgement; its words are not kept anywhere, they may name a patient.
+
+    Its codes and its response id are the client's words too: only an id that this session knows goes to the log.
+    """
+    answer = await connection.node.sessions.event(_key(connection), connection.epoch, f"final:{frame.response_id}")
     metrics.FEEDBACK.labels(str(frame.useful).lower()).inc()
-    log.info("feedback", response_id=frame.response_id, useful=frame.useful, codes=list(frame.codes))
+    known = frame.response_id if answer is not None else None
+    log.info("feedback", response_id=known, useful=frame.useful, codes=len(frame.codes))
     connection.send(Accepted(client_msg_id=frame.client_msg_id, response_id=frame.response_id))
 
 
@@ -309,7 +314,7 @@ async def _refresh(connection: Connection, frame: Refresh) -> None:
 async def _session_end(connection: Connection, _: SessionEnd) -> None:
     """Shred everything of the session and close all its phones."""
     key = _key(connection)
-    connection.node.runs.abandon(key)
+    await connection.node.runs.abandon(key)
     await connection.node.sessions.shred(key)
     await connection.node.store.forget(key)
     for each in connection.node.phones_of(key):
@@ -337,7 +342,7 @@ async def _append(
         key, connection.epoch, event_id, frame, patient_id=patient_id, acted_ms=epoch_ms(node.clock.now())
     )
     if new:
-        node.ring(key, seq, frame)
+        node.ring(key, connection.epoch, seq, frame)
         return
     await _repeat(connection, event_id)
     connection.send(Accepted(client_msg_id=client_msg_id, duplicate=True))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any, Literal
+from collections.abc import Coroutine
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from chatd import metrics
+from chatd import metrics, tasks
 from chatd.clock import epoch_ms, iso_ms
 from chatd.gateway import commands
 from chatd.gateway.auth import Principal, TokenError, check_path
-from chatd.gateway.node import Node
+from chatd.gateway.node import FLUSH_S, Node
 from chatd.gateway.outbox import Outbox, SlowConsumer
 from chatd.gateway.transport import EXTENSION, Transport
 from chatd.gateway.welcome import welcome
@@ -24,13 +25,13 @@ from chatd.replies.sessions import SessionLost, SessionsUnavailable
 from context.store import ContextNotLoaded, DepartmentUnknown, StoreUnavailable
 from protocols import codec
 from protocols.errors import CLOSE_REASONS, CloseCode, ErrorCode, RemoteProtocolError, error_text
-from protocols.frames import PROTOCOL, PROTOCOL_MSGPACK, ClientFrame, Error, Goaway, Hello, Id, ServerFrame
-from protocols.session import Close, SendPing, Session, SessionRules
+from protocols.frames import PROTOCOL, PROTOCOL_MSGPACK, ClientFrame, Context, Error, Goaway, Hello, Id, ServerFrame
+from protocols.session import Close, SendPing, Session, SessionRules, State
 
 log = structlog.get_logger(__name__)
 
-#: How long the last frames may take to leave before the socket is closed all the same.
-_FLUSH_S = 1.0
+T = TypeVar("T")
+
 #: After an unavailable Redis a phone comes back after this, plus its own jitter.
 _COME_BACK_MS = 1_000
 _ANSWER = b'{"type":"ai_response"'
@@ -73,10 +74,14 @@ class Connection:
         #: Durable frames up to here were not sent on this connection and are not held by the client: an answer
         #: among them is sent again to whoever asks with its id again.
         self.repeats_up_to = 0
+        #: The session's log when it was opened here; the open record that came with it is as new.
+        self.opened_seq = 0
         self._msgpack = False
         self._received = 0
         self._outbox = Outbox(node.settings.outbox_bytes)
         self._behind = asyncio.Event()
+        self._gone = asyncio.Event()
+        self._is_told = False
         self._close_wanted: asyncio.Future[Closing] = asyncio.get_running_loop().create_future()
         self._transport: Transport | None = websocket.scope.get("extensions", {}).get(EXTENSION)
         self._limits = codec.CodecLimits(
@@ -92,6 +97,12 @@ class Connection:
             await self._websocket.close()  # before accept: HTTP 403
             metrics.HANDSHAKES.labels("foreign_origin").inc()
             return
+        try:
+            await self._serve()
+        finally:
+            self._gone.set()
+
+    async def _serve(self) -> None:
         offered = self._websocket.scope.get("subprotocols", [])
         chosen = next((name for name in offered if name in (PROTOCOL, PROTOCOL_MSGPACK)), None)
         self.compat = not offered
@@ -140,7 +151,7 @@ class Connection:
 
     async def _converse(self) -> Closing:
         """Authorise, open the session and work until somebody wants to close; returns how."""
-        hello = await self._hello()
+        hello = await self._unless_closing(self._hello())
         self._authorise(hello)
         metrics.HANDSHAKES.labels("opened").inc()
         log.info(
@@ -156,7 +167,7 @@ class Connection:
             asyncio.create_task(self._keepalive()),
         ]
         try:
-            resume_from = await self._open(hello)
+            resume_from = await self._unless_closing(self._open(hello))
             loops += [asyncio.create_task(self._read_loop()), asyncio.create_task(self._catch_up_loop())]
             if self.channel == "app":
                 # A push extension and a wall board hear of alerts only: the session's log is not theirs.
@@ -171,9 +182,19 @@ class Connection:
                     loop.result()  # raises: Closing, WebSocketDisconnect or a fault
             return Closing(CloseCode.NORMAL)
         finally:
-            for task in loops:
-                task.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+            await tasks.end(loops)
+
+    async def _unless_closing(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of ``work``; raises Closing where somebody wants to close before it is there."""
+        task = asyncio.create_task(work)
+        try:
+            watched: list[asyncio.Future[Any]] = [task, self._close_wanted]
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            if self._close_wanted.done():
+                raise self._close_wanted.result()
+            return task.result()
+        finally:
+            await tasks.end([task])
 
     async def _hello(self) -> Hello:
         """The first frame; until it comes, anything else is answered as the session's rules say."""
@@ -325,9 +346,19 @@ class Connection:
         frame = codec.decode_server(codec.with_position(stored, self.epoch, seq))
         if again:
             self._queue(self.session.repeating(frame))
-        else:
-            self._queue(self.session.sending(frame))
-            self.cursor = seq
+            return
+        self._queue(self.session.sending(frame))
+        self.cursor = seq
+        if isinstance(frame, Context) and seq > self.opened_seq:
+            # Another phone of the session has switched, maybe on another gateway: the fence stands where it shows.
+            self.active_patient_id = None if frame.patient is None else frame.patient.patient_id
+
+    def may_repeat(self, seq: int) -> bool:
+        """Whether a frame of the past goes out once more when its command comes again.
+
+        A client of the original design gets no ``accepted``: the answer is all that can tell it that it was heard.
+        """
+        return seq <= ((self.cursor or 0) if self.compat else self.repeats_up_to)
 
     def _encode(self, frame: ServerFrame) -> bytes | None:
         if self.compat:
@@ -374,10 +405,12 @@ class Connection:
             if self.key is None or self.cursor is None:
                 continue
             try:
-                events = await self.node.sessions.read(self.key, self.cursor)
+                events = await self.node.sessions.read(self.key, self.epoch, self.cursor)
             except SessionsUnavailable:
                 # The sweep rings again.
                 continue
+            except SessionLost:
+                raise Closing(CloseCode.INSUFFICIENT_STATE) from None
             for event in events:
                 if event.seq <= self.cursor:
                     continue
@@ -419,31 +452,33 @@ class Connection:
             self._close_wanted.set_result(Closing(code, after_ms=after_ms))
 
     async def leave(self, after_s: float) -> None:
-        """The node is draining: say so now, close with 4000 after ``after_s``."""
-        if self.principal is None:
-            self.close_soon(CloseCode.RESTART, after_ms=_COME_BACK_MS)
-            return
+        """The node is draining: say so now, close with 4000 after ``after_s``; returns when the socket is closed."""
+        is_open = self.session.state is State.ACTIVE
         self.session.drain(self._now_ms())
-        self._goaway(CloseCode.RESTART, round(after_s * 1000))
-        await asyncio.sleep(after_s)
-        self.close_soon(CloseCode.RESTART)
+        if is_open:
+            self._goaway(CloseCode.RESTART, round(after_s * 1000))
+            await asyncio.sleep(after_s)
+        # One that is not open yet has nothing to finish.
+        self.close_soon(CloseCode.RESTART, after_ms=_COME_BACK_MS)
+        await self._gone.wait()
 
     def _goaway(self, code: CloseCode, after_ms: int) -> None:
+        self._is_told = True
         self.send(Goaway(code=int(code), reconnect=code.reconnect, after_ms=after_ms, reason=CLOSE_REASONS[code]))
 
     async def _close(self, closing: Closing) -> None:
         metrics.CLOSES.labels(str(int(closing.code))).inc()
         metrics.HANDSHAKES.labels(str(int(closing.code))).inc() if self.principal is None else None
-        if closing.code not in (CloseCode.NORMAL, CloseCode.RESTART) or self.principal is None:
+        if closing.code is not CloseCode.NORMAL and not self._is_told:
             with contextlib.suppress(SlowConsumer):
                 self._goaway(closing.code, closing.after_ms)
         log.info("closed", connection_id=self.connection_id, code=int(closing.code))
         with contextlib.suppress(TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
-            async with asyncio.timeout(_FLUSH_S):
+            async with asyncio.timeout(FLUSH_S):
                 while self._outbox.waiting_bytes:
                     await self._write(await self._outbox.take())
         with contextlib.suppress(TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
-            async with asyncio.timeout(_FLUSH_S):
+            async with asyncio.timeout(FLUSH_S):
                 await self._websocket.close(int(closing.code), CLOSE_REASONS[closing.code])
         self.session.closed()
 

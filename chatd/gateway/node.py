@@ -14,13 +14,14 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from chatd import metrics
+from chatd import metrics, tasks
 from chatd.actions.service import Actions
 from chatd.clock import Clock, epoch_ms
 from chatd.faults import FaultPoints
 from chatd.gateway.auth import TokenVerifier
 from chatd.ledger import Ledger, LedgerUnavailable
 from chatd.logs import error_name
+from chatd.readiness import LedgerCheck
 from chatd.replies.runs import Run, Runs
 from chatd.replies.sessions import DOORBELL, Request, SessionLost, Sessions, SessionsUnavailable
 from chatd.settings import Settings
@@ -34,6 +35,10 @@ log = structlog.get_logger(__name__)
 
 #: A doorbell connection that broke is opened again after this; the sweep covers the time between.
 _DOORBELL_RETRY_S = 0.5
+#: How long the last frames of a connection may take to leave before it is closed all the same; and the closing.
+FLUSH_S = 1.0
+#: What a phone may take to be gone once it is to be closed.
+_GONE_S = 2 * FLUSH_S + 0.5
 #: How late a phone may hear that a prepared action has run out; confirming it late is refused at once anyway.
 _EXPIRE_S = 10.0
 
@@ -69,6 +74,7 @@ class Node:
         self.runs = runs
         self.actions = actions
         self.ledger = ledger
+        self.ledger_check = LedgerCheck(ledger, clock)
         self.verifier = verifier
         self.node_id = node_id
         self.draining = False
@@ -116,19 +122,29 @@ class Node:
         """This node's connections of a session."""
         return tuple(self._by_session.get(key, ()))
 
-    def ring(self, key: str, seq: int, frame: bytes | None = None) -> None:
-        """Tell this node's phones of a session that its log has grown to ``seq``."""
+    def ring(self, key: str, epoch: str, seq: int, frame: bytes | None = None) -> None:
+        """Tell this node's phones of a session that its log of this epoch has grown to ``seq``."""
         for connection in self.phones_of(key):
-            connection.ring(seq, frame)
+            # One that still stands in a lost epoch counts other events; the sweep closes it.
+            if connection.epoch == epoch:
+                connection.ring(seq, frame)
 
     # --- background ---
 
     async def run(self) -> None:
         """Serve the doorbell and the sweep until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._listen())
-            group.create_task(self._sweep())
-            group.create_task(self._expire())
+        loops = [
+            asyncio.create_task(self._listen()),
+            asyncio.create_task(self._sweep()),
+            asyncio.create_task(self._expire()),
+        ]
+        try:
+            done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+            for loop in done:
+                loop.result()  # none of them ends by itself: it raises what went wrong
+        finally:
+            # A TaskGroup would cancel its tasks once, which is not enough.
+            await tasks.end(loops)
 
     async def _listen(self) -> None:
         while True:
@@ -138,8 +154,8 @@ class Node:
                 while True:
                     message = await pubsub.get_message(timeout=30.0)
                     if message is not None:
-                        key, _, seq = message["data"].decode().rpartition(" ")
-                        self.ring(key, int(seq))
+                        key, epoch, seq = message["data"].decode().rsplit(" ", 2)
+                        self.ring(key, epoch, int(seq))
             except (RedisError, OSError, TimeoutError) as error:
                 metrics.REDIS_ERRORS.inc()
                 log.warning("doorbell_lost", error=error_name(error))
@@ -158,8 +174,9 @@ class Node:
 
     async def sweep(self) -> None:
         """One round: keep the sessions of this node's phones and runs, take over lapsed runs, heal lost rings."""
+        working = self.runs.working
         wanted = {(connection.key, connection.epoch) for connection in self._connections if connection.key}
-        sessions = sorted({(key, epoch) for key, epoch in wanted if key and epoch} | self.runs.sessions_running)
+        sessions = sorted({(key, epoch) for key, epoch in wanted if key and epoch} | working.keys())
         if not sessions:
             return
         kept = await self.sessions.keep(
@@ -167,16 +184,17 @@ class Node:
             owner=self.node_id,
             now_ms=epoch_ms(self.clock.now()),
             lease_ms=round(self.settings.run_lease_s * 1000),
+            working=working,
+            take_over=not self.draining,
         )
-        epochs = dict(sessions)
-        for key, found in kept.items():
+        for (key, epoch), found in kept.items():
             if found is None:
                 for connection in self.phones_of(key):
-                    if connection.epoch == epochs[key]:
+                    if connection.epoch == epoch:
                         connection.close_soon(CloseCode.INSUFFICIENT_STATE)
                 continue
-            self.adopt(key, epochs[key], found.adopted)
-            self.ring(key, found.seq)
+            self.adopt(key, epoch, found.adopted)
+            self.ring(key, epoch, found.seq)
 
     async def _expire(self) -> None:
         while True:
@@ -196,7 +214,7 @@ class Node:
             with contextlib.suppress(SessionLost):
                 seq, new = await self.sessions.append(key, epoch, f"action:{update.action_id}:expired", frame)
                 if new:
-                    self.ring(key, seq, frame)
+                    self.ring(key, epoch, seq, frame)
 
     def adopt(self, key: str, epoch: str, runs: tuple[tuple[str, bytes], ...]) -> None:
         """Go on with runs whose node has stopped renewing their lease."""
@@ -217,7 +235,8 @@ class Node:
     async def drain(self) -> None:
         """Take nothing new, finish what runs, say goodbye to every phone at a moment of its own.
 
-        Ends within ``drain_timeout_s`` plus ``drain_spread_s``. A second call waits for nothing new.
+        Ends within ``drain_timeout_s``, or ``drain_spread_s`` and the time to close a phone that does not read,
+        whichever is longer. A second call waits for nothing new.
         """
         if self.draining:
             return
@@ -228,6 +247,7 @@ class Node:
             asyncio.create_task(connection.leave(random.uniform(0, spread_s)))  # noqa: S311 - spreading, not secrecy
             for connection in tuple(self._connections)
         ]
-        await self.runs.drain(self.settings.drain_timeout_s)
+        finishing = asyncio.create_task(self.runs.drain(self.settings.drain_timeout_s))
         if leaving:
-            await asyncio.wait(leaving, timeout=spread_s + 1.0)
+            await asyncio.wait(leaving, timeout=spread_s + _GONE_S)
+        await finishing

@@ -56,7 +56,7 @@ async def welcome(connection: Connection, hello: Hello) -> int:
     now = node.clock.now()
     opened = await node.sessions.open(key, now_ms=epoch_ms(now))
     connection.key, connection.epoch, connection.session_id = key, opened.epoch, session_id
-    connection.active_patient_id = opened.patient_id
+    connection.active_patient_id, connection.opened_seq = opened.patient_id, opened.seq
     if connection.channel == "app":
         node.joined(connection, key)
     first_seq = await node.sessions.first_seq(key)

@@ -36,5 +36,5 @@ end
 for _, key in ipairs({session, log, open, proposals}) do
   redis.call('PEXPIRE', key, ARGV[8])
 end
-redis.call('PUBLISH', ARGV[9], ARGV[10] .. ' ' .. seq)
+redis.call('PUBLISH', ARGV[9], ARGV[10] .. ' ' .. ARGV[1] .. ' ' .. seq)
 return {'appended', seq}

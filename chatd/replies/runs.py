@@ -13,7 +13,7 @@ from datetime import timedelta
 import msgspec
 import structlog
 
-from chatd import metrics
+from chatd import metrics, tasks
 from chatd.actions.rules import Proposal, propose, proposed_action
 from chatd.clock import Clock, epoch_ms, iso_ms
 from chatd.faults import FaultPoints
@@ -33,8 +33,8 @@ log = structlog.get_logger(__name__)
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_MOST_S = 2.0
 
-#: Called with (session key, seq, frame without position) after each append of this node.
-Appended = Callable[[str, int, bytes], None]
+#: Called with (session key, epoch, seq, frame without position) after each append of this node.
+Appended = Callable[[str, str, int, bytes], None]
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,9 +79,12 @@ class Runs:
         self.on_appended: Appended | None = None
 
     @property
-    def sessions_running(self) -> set[tuple[str, str]]:
-        """The (key, epoch) of every session with a run on this node."""
-        return {(run.key, run.epoch) for run, _ in self._tasks.values()}
+    def working(self) -> dict[tuple[str, str], list[str]]:
+        """The response ids of this node's runs, by (key, epoch) of their sessions."""
+        by_session: dict[tuple[str, str], list[str]] = {}
+        for run, _ in self._tasks.values():
+            by_session.setdefault((run.key, run.epoch), []).append(run.response_id)
+        return by_session
 
     def start(self, run: Run, layers: Layers | None = None) -> None:
         """Begin or take over a run; a run that is already going on here goes on."""
@@ -103,24 +106,21 @@ class Runs:
         Any node may cancel: the first final frame wins and the others change nothing.
         """
         answer = self._unanswered(run, "cancelled", _cancelled(run.request.lang))
-        seq = await self._finish(run, answer, owner="")
+        seq, _ = await self._finish(run, answer, owner="")
         if (running := self._tasks.get(run.response_id)) is not None:
             running[1].cancel()
         return seq
 
-    def abandon(self, key: str) -> None:
-        """Stop this node's runs of a session that is about to be shredded: nothing may be written after it."""
-        for run, task in tuple(self._tasks.values()):
-            if run.key == key:
-                task.cancel()
+    async def abandon(self, key: str) -> None:
+        """End this node's runs of a session that is about to be shredded: nothing may be written after it."""
+        await tasks.end([task for run, task in self._tasks.values() if run.key == key])
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for running answers, at most ``timeout_s``; what is left is taken over by another node."""
-        tasks = [task for _, task in self._tasks.values()]
-        if tasks:
-            await asyncio.wait(tasks, timeout=timeout_s)
-        for _, task in self._tasks.values():
-            task.cancel()
+        running = [task for _, task in self._tasks.values()]
+        if running:
+            await asyncio.wait(running, timeout=timeout_s)
+        await tasks.end([task for _, task in self._tasks.values()])
 
     async def _drive(self, run: Run, layers: Layers | None) -> None:
         started_ms = self._clock.monotonic_ms()
@@ -185,7 +185,10 @@ class Runs:
         content = msgspec.structs.replace(answer.content, structured_data=data)
         elapsed_ms = self._clock.monotonic_ms() - started_ms
         answer = msgspec.structs.replace(answer, content=content, processing_time_ms=elapsed_ms)
-        await self._finish(run, answer, owner=self._node_id, proposals=proposals)
+        _, is_said = await self._finish(run, answer, owner=self._node_id, proposals=proposals)
+        if not is_said:
+            # It was cancelled, or answered by another node: this one's words were never seen.
+            return
         metrics.ANSWER_SECONDS.observe(elapsed_ms / 1000)
         await self._remember(run, answer)
 
@@ -209,7 +212,10 @@ class Runs:
             for action in answer.content.structured_data.actions
         ]
 
-    async def _finish(self, run: Run, answer: AiResponse, *, owner: str, proposals: Sequence[Proposal] = ()) -> int:
+    async def _finish(
+        self, run: Run, answer: AiResponse, *, owner: str, proposals: Sequence[Proposal] = ()
+    ) -> tuple[int, bool]:
+        """End the run with its one answer; returns the answer's ``seq`` and whether it is this one."""
         request = run.request
         seq, new = await self._sessions.append(
             run.key,
@@ -234,15 +240,15 @@ class Runs:
             )
             self._faults.reached("answer")
             if self.on_appended is not None:
-                self.on_appended(run.key, seq, encoded)
-        return seq
+                self.on_appended(run.key, run.epoch, seq, encoded)
+        return seq, new
 
     async def _append(self, run: Run, event_id: str, frame: bytes) -> None:
         seq, new = await self._sessions.append(
             run.key, run.epoch, event_id, frame, response_id=run.response_id, owner=self._node_id
         )
         if new and self.on_appended is not None:
-            self.on_appended(run.key, seq, frame)
+            self.on_appended(run.key, run.epoch, seq, frame)
 
     async def _fail(self, run: Run, code: ErrorCode = ErrorCode.INTERNAL) -> None:
         answer = self._unanswered(run, "failed", error_text(code, run.request.lang))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib import resources
 from typing import Any, cast
@@ -283,42 +283,66 @@ class Sessions:
         return int(reply[1]), outcome == "appended"
 
     async def keep(
-        self, wanted: Sequence[tuple[str, str]], *, owner: str, now_ms: int, lease_ms: int
-    ) -> dict[str, Kept | None]:
-        """Keep the (key, epoch) sessions alive, renew this node's runs and take over lapsed ones: one round trip.
+        self,
+        wanted: Sequence[tuple[str, str]],
+        *,
+        owner: str,
+        now_ms: int,
+        lease_ms: int,
+        working: Mapping[tuple[str, str], Collection[str]] | None = None,
+        take_over: bool = True,
+    ) -> dict[tuple[str, str], Kept | None]:
+        """Keep sessions alive, renew the runs this node is working on and take over lapsed ones: one round trip.
 
+        Args:
+            wanted: (key, epoch) of each session; one key may stand there with several epochs.
+            working: response ids by (key, epoch). A run of this owner's that is not among them is left to lapse.
+            take_over: False on a node that is going away.
         Returns:
-            By key: Kept, or None where the session or its epoch is lost.
+            By (key, epoch): Kept, or None where the session or its epoch is lost.
         """
+        working = working or {}
         script = self._scripts["keep"]
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for key, epoch in wanted:
-                    await script(keys=self._keys(key), args=[epoch, owner, now_ms, lease_ms, self._ttl_ms], client=pipe)
+                    args: list[Any] = [epoch, owner, now_ms, lease_ms, self._ttl_ms, int(take_over)]
+                    args += working.get((key, epoch), ())
+                    await script(keys=self._keys(key), args=args, client=pipe)
                 replies = await pipe.execute()
         except (RedisError, OSError, TimeoutError) as error:
             metrics.REDIS_ERRORS.inc()
             raise SessionsUnavailable from error
-        kept: dict[str, Kept | None] = {}
-        for (key, _), reply in zip(wanted, replies, strict=True):
+        kept: dict[tuple[str, str], Kept | None] = {}
+        for (key, epoch), reply in zip(wanted, replies, strict=True):
             if reply[0] == b"lost":
-                kept[key] = None
+                kept[key, epoch] = None
                 continue
             pairs = [
                 (reply[i].decode(), self._open_sealed(key, f"q:{reply[i].decode()}", reply[i + 1]))
                 for i in range(2, len(reply), 2)
                 if reply[i + 1]
             ]
-            kept[key] = Kept(seq=int(reply[1]), adopted=tuple(pairs))
+            kept[key, epoch] = Kept(seq=int(reply[1]), adopted=tuple(pairs))
         return kept
 
-    async def read(self, key: str, after: int, *, limit: int | None = None) -> list[Event]:
-        """The events with ``seq`` above ``after``, oldest first. A gap at the front means that they were trimmed."""
+    async def read(self, key: str, epoch: str, after: int, *, limit: int | None = None) -> list[Event]:
+        """The events with ``seq`` above ``after``, oldest first. A gap at the front means that they were trimmed.
+
+        Raises:
+            SessionLost: the log is of another epoch than ``epoch``: its numbers mean other events.
+        """
+        keys = self._keys(key)
         try:
-            rows = cast(_Rows, await self._redis.xrange(self._keys(key)[1], f"{after + 1}-0", "+", count=limit))
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hget(keys[0], "epoch")
+                pipe.xrange(keys[1], f"{after + 1}-0", "+", count=limit)
+                found, rows = cast("tuple[bytes | None, _Rows]", await pipe.execute())
         except (RedisError, OSError, TimeoutError) as error:
             metrics.REDIS_ERRORS.inc()
             raise SessionsUnavailable from error
+        if found is None or found.decode() != epoch:
+            raise SessionLost
         events = []
         for entry_id, fields in rows:
             event_id = fields[b"k"].decode()
@@ -331,8 +355,8 @@ class Sessions:
             )
         return events
 
-    async def event(self, key: str, event_id: str) -> Event | None:
-        """One event by its id; None when it has not happened yet or was trimmed."""
+    async def event(self, key: str, epoch: str, event_id: str) -> Event | None:
+        """One event by its id; None when it has not happened yet or was trimmed. Raises SessionLost as ``read``."""
         try:
             seq = await cast(Any, self._redis.hget(self._keys(key)[0], f"o:{event_id}"))
         except (RedisError, OSError, TimeoutError) as error:
@@ -340,7 +364,7 @@ class Sessions:
             raise SessionsUnavailable from error
         if seq is None:
             return None
-        found = await self.read(key, int(seq) - 1, limit=1)
+        found = await self.read(key, epoch, int(seq) - 1, limit=1)
         return found[0] if found and found[0].seq == int(seq) else None
 
     async def epoch(self, key: str) -> str | None:

@@ -42,7 +42,7 @@ async def accept(
 
 async def test_open_twice_is_one_session(sessions: Sessions) -> None:
     """The second open finds the epoch of the first."""
-    first, second = await sessions.open(KEY), await sessions.open(KEY)
+    first, second = await sessions.open(KEY, now_ms=0), await sessions.open(KEY, now_ms=0)
     assert (first.existed, second.existed) == (False, True)
     assert first.epoch == second.epoch
     assert not second.was_lost(first.epoch)
@@ -50,9 +50,9 @@ async def test_open_twice_is_one_session(sessions: Sessions) -> None:
 
 async def test_open_after_redis_lost_memory_tells_so(sessions: Sessions, redis: Redis) -> None:
     """After Redis lost its memory the epoch is another one, and the old one is known as lost."""
-    before = await sessions.open(KEY)
+    before = await sessions.open(KEY, now_ms=0)
     await redis.flushall()
-    after = await sessions.open(KEY)
+    after = await sessions.open(KEY, now_ms=0)
     assert not after.existed
     assert after.epoch != before.epoch
     assert after.was_lost(before.epoch)
@@ -60,7 +60,7 @@ async def test_open_after_redis_lost_memory_tells_so(sessions: Sessions, redis: 
 
 async def test_accept_same_id_is_duplicate(sessions: Sessions) -> None:
     """A resend gets the first response id and costs nothing of the rate."""
-    epoch = (await sessions.open(KEY)).epoch
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
     first = await accept(sessions, epoch)
     again = [await accept(sessions, epoch) for _ in range(5)]
     assert first[0] == "accepted"
@@ -70,14 +70,14 @@ async def test_accept_same_id_is_duplicate(sessions: Sessions) -> None:
 
 async def test_accept_same_id_other_body_conflicts(sessions: Sessions) -> None:
     """The same id with another body is refused."""
-    epoch = (await sessions.open(KEY)).epoch
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
     await accept(sessions, epoch)
     assert (await accept(sessions, epoch, body=b"other"))[0] == "conflict"
 
 
 async def test_accept_rate_is_a_sliding_minute(sessions: Sessions) -> None:
     """The fourth question within a minute waits until the first one is a minute old."""
-    epoch = (await sessions.open(KEY)).epoch
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
     for n in range(3):
         assert (await accept(sessions, epoch, f"m{n}", now_ms=n * 1000))[0] == "accepted"
     assert (await accept(sessions, epoch, "m3", now_ms=59_999))[0] == "limited"
@@ -87,7 +87,7 @@ async def test_accept_rate_is_a_sliding_minute(sessions: Sessions) -> None:
 
 async def test_accept_concurrent_resends_open_one_run(sessions: Sessions) -> None:
     """Of many resends at once one is accepted."""
-    epoch = (await sessions.open(KEY)).epoch
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
     outcomes = await asyncio.gather(*(accept(sessions, epoch) for _ in range(20)))
     assert [outcome for outcome, _ in outcomes].count("accepted") == 1
     assert len(await sessions.open_requests(KEY)) == 1
@@ -95,7 +95,7 @@ async def test_accept_concurrent_resends_open_one_run(sessions: Sessions) -> Non
 
 async def test_accept_lost_epoch_raises(sessions: Sessions, redis: Redis) -> None:
     """Nothing is accepted into a session that Redis has lost."""
-    epoch = (await sessions.open(KEY)).epoch
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
     await redis.flushall()
     with pytest.raises(SessionLost):
         await accept(sessions, epoch)
@@ -103,20 +103,20 @@ async def test_accept_lost_epoch_raises(sessions: Sessions, redis: Redis) -> Non
 
 async def test_append_same_event_once(sessions: Sessions) -> None:
     """Appending an event again gives its first seq and adds nothing."""
-    epoch = (await sessions.open(KEY)).epoch
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
     assert await sessions.append(KEY, epoch, "context:1", b"a") == (1, True)
     assert await sessions.append(KEY, epoch, "context:1", b"b") == (1, False)
     assert await sessions.append(KEY, epoch, "context:2", b"c") == (2, True)
-    assert [(e.seq, e.frame) for e in await sessions.read(KEY, 0)] == [(1, b"a"), (2, b"c")]
+    assert [(e.seq, e.frame) for e in await sessions.read(KEY, epoch, 0)] == [(1, b"a"), (2, b"c")]
 
 
 async def test_append_by_a_node_that_lost_the_run_is_fenced(sessions: Sessions) -> None:
     """After another node took over a lapsed run, the first node's writes are refused."""
-    epoch = (await sessions.open(KEY)).epoch
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
     _, response_id = await accept(sessions, epoch, owner="n1", now_ms=0)
     kept = await sessions.keep([(KEY, epoch)], owner="n2", now_ms=LEASE_MS + 1, lease_ms=LEASE_MS)
-    assert kept[KEY] is not None
-    assert kept[KEY].adopted == ((response_id, b"request m1"),)
+    assert kept[KEY, epoch] is not None
+    assert kept[KEY, epoch].adopted == ((response_id, b"request m1"),)
     with pytest.raises(Fenced):
         await sessions.append(KEY, epoch, f"facts:{response_id}", b"f", response_id=response_id, owner="n1")
     seq, new = await sessions.append(
@@ -128,18 +128,58 @@ async def test_append_by_a_node_that_lost_the_run_is_fenced(sessions: Sessions) 
 
 async def test_keep_renewed_run_is_not_taken(sessions: Sessions) -> None:
     """A run whose node keeps renewing is never taken over."""
-    epoch = (await sessions.open(KEY)).epoch
-    await accept(sessions, epoch, owner="n1", now_ms=0)
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
+    _, response_id = await accept(sessions, epoch, owner="n1", now_ms=0)
+    working = {(KEY, epoch): [response_id]}
     for now_ms in range(0, 20_000, 1000):
-        await sessions.keep([(KEY, epoch)], owner="n1", now_ms=now_ms, lease_ms=LEASE_MS)
+        await sessions.keep([(KEY, epoch)], owner="n1", now_ms=now_ms, lease_ms=LEASE_MS, working=working)
         other = await sessions.keep([(KEY, epoch)], owner="n2", now_ms=now_ms + 500, lease_ms=LEASE_MS)
-        assert other[KEY] is not None
-        assert other[KEY].adopted == ()
+        assert other[KEY, epoch] is not None
+        assert other[KEY, epoch].adopted == ()
+
+
+async def test_keep_run_whose_opening_was_not_heard_is_taken_up(sessions: Sessions) -> None:
+    """A run that was opened by a command whose reply got lost lapses, and its own node takes it up."""
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
+    _, response_id = await accept(sessions, epoch, owner="n1", now_ms=0)
+    for now_ms in range(0, LEASE_MS + 1, 1000):
+        early = await sessions.keep([(KEY, epoch)], owner="n1", now_ms=now_ms, lease_ms=LEASE_MS)
+        assert early[KEY, epoch] is not None
+        assert early[KEY, epoch].adopted == ()
+    late = await sessions.keep([(KEY, epoch)], owner="n1", now_ms=LEASE_MS + 1, lease_ms=LEASE_MS)
+    assert late[KEY, epoch] is not None
+    assert late[KEY, epoch].adopted == ((response_id, b"request m1"),)
+
+
+async def test_keep_on_a_node_that_goes_takes_nothing_over(sessions: Sessions) -> None:
+    """A draining node leaves lapsed runs to others."""
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
+    _, response_id = await accept(sessions, epoch, owner="n1", now_ms=0)
+    late_ms = LEASE_MS + 1
+    leaving = await sessions.keep([(KEY, epoch)], owner="n2", now_ms=late_ms, lease_ms=LEASE_MS, take_over=False)
+    assert leaving[KEY, epoch] is not None
+    assert leaving[KEY, epoch].adopted == ()
+    other = await sessions.keep([(KEY, epoch)], owner="n3", now_ms=late_ms, lease_ms=LEASE_MS)
+    assert other[KEY, epoch] is not None
+    assert [run for run, _ in other[KEY, epoch].adopted] == [response_id]
+
+
+async def test_keep_and_read_tell_epochs_of_one_session_apart(sessions: Sessions, redis: Redis) -> None:
+    """A phone that still stands in a lost epoch is told so, and never gets the new one's events."""
+    lost = (await sessions.open(KEY, now_ms=0)).epoch
+    await redis.flushall()
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
+    await sessions.append(KEY, epoch, "context:1", b"a")
+    kept = await sessions.keep([(KEY, lost), (KEY, epoch)], owner="n1", now_ms=0, lease_ms=LEASE_MS)
+    assert kept[KEY, lost] is None
+    assert kept[KEY, epoch] is not None
+    with pytest.raises(SessionLost):
+        await sessions.read(KEY, lost, 0)
 
 
 async def test_final_by_two_nodes_is_one_answer(sessions: Sessions) -> None:
     """Two nodes that end a run at once make one answer."""
-    epoch = (await sessions.open(KEY)).epoch
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
     _, response_id = await accept(sessions, epoch)
     done = await asyncio.gather(
         *(
@@ -153,18 +193,18 @@ async def test_final_by_two_nodes_is_one_answer(sessions: Sessions) -> None:
 
 async def test_log_is_bounded_and_says_where_it_begins(sessions: Sessions) -> None:
     """The log keeps the newest events and tells the oldest it has."""
-    epoch = (await sessions.open(KEY)).epoch
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
     assert await sessions.first_seq(KEY) is None
     for n in range(8):
         await sessions.append(KEY, epoch, f"context:{n}", b"x")
     assert await sessions.first_seq(KEY) == 4
-    assert [e.seq for e in await sessions.read(KEY, 6)] == [7, 8]
-    assert await sessions.event(KEY, "context:0") is None
+    assert [e.seq for e in await sessions.read(KEY, epoch, 6)] == [7, 8]
+    assert await sessions.event(KEY, epoch, "context:0") is None
 
 
 async def test_redis_holds_no_word_in_the_clear(sessions: Sessions, redis: Redis) -> None:
     """Neither question, frame, proposal nor patient id can be read in Redis."""
-    epoch = (await sessions.open(KEY)).epoch
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
     _, response_id = await accept(sessions, epoch, body=b"CANARY-body")
     await sessions.append(
         KEY, epoch, "final:x", b"CANARY-frame", patient_id="CANARY-7823", proposals=[("act_1", b"CANARY-proposal")]
@@ -177,13 +217,13 @@ async def test_redis_holds_no_word_in_the_clear(sessions: Sessions, redis: Redis
             dumped += b"".join(fields) + b"".join(fields.values())
     assert response_id.encode() in dumped
     assert b"CANARY" not in dumped
-    assert (await sessions.open(KEY)).patient_id == "CANARY-7823"
+    assert (await sessions.open(KEY, now_ms=0)).patient_id == "CANARY-7823"
     assert await sessions.proposal(KEY, "act_1") == b"CANARY-proposal"
 
 
 async def test_shred_leaves_nothing_of_the_session(sessions: Sessions, redis: Redis) -> None:
     """After the end of a session no key of it is left."""
-    epoch = (await sessions.open(KEY)).epoch
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
     await accept(sessions, epoch)
     await sessions.append(KEY, epoch, "context:1", b"x", proposals=[("act_1", b"p")])
     await sessions.shred(KEY)

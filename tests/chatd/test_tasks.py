@@ -1,0 +1,66 @@
+"""Tasks end when they are told to, also those that overhear it once."""
+
+from __future__ import annotations
+
+import asyncio
+
+from redis.asyncio import Redis
+
+from chatd import tasks
+
+
+async def test_end_task_that_swallows_a_cancellation() -> None:
+    """A loop that goes on after its first cancellation is cancelled again until it ends."""
+    heard = 0
+
+    async def stubborn() -> None:
+        nonlocal heard
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                heard += 1
+                if heard == 3:
+                    raise
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    await tasks.end([task])
+    assert task.cancelled()
+    assert heard == 3
+
+
+async def test_end_tells_nothing_of_what_a_task_raises() -> None:
+    """A task that fails while it ends, and one that has ended before, are ended all the same."""
+
+    async def failing() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise RuntimeError
+
+    async def done() -> None:
+        return
+
+    both = [asyncio.create_task(failing()), asyncio.create_task(done())]
+    await asyncio.sleep(0)
+    await tasks.end(both)
+    await tasks.end(both)
+    assert all(task.done() for task in both)
+
+
+async def test_end_loops_on_redis_wherever_they_are(redis: Redis) -> None:
+    """Loops that ask Redis end at whatever moment they are told to."""
+
+    async def ask() -> None:
+        while True:
+            await redis.get("a")
+            await asyncio.sleep(0.01)
+
+    async with asyncio.timeout(60):
+        for turns in range(20):
+            loops = [asyncio.create_task(ask()) for _ in range(5)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await tasks.end(loops)
+            assert all(loop.cancelled() for loop in loops)
