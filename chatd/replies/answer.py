@@ -7,22 +7,22 @@ protocol, in a score or in a date; a protocol speaks in quotation marks and is n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Final
+from typing import Protocol as Shape
 
 from chatd.actions.catalogue import rank
+from chatd.actions.rules import PROPOSAL_TTL, Proposal, needs_patient, propose, proposed_action
 from chatd.replies.facts import FactsResult
 from chatd.replies.values import stamp
 from chatd.replies.wording import say
-from context.layers import Action, Layers
+from context.layers import Layers
 from protocols.frames import (
     AiResponse,
-    Bound,
     Citation,
     Content,
     Fact,
-    ProposedAction,
     ProtocolQuote,
     Score,
     Status,
@@ -35,8 +35,6 @@ MAX_HEADLINE: Final = 140
 MAX_NAME: Final = 40
 #: Lines of protocols under one answer; the ``facts`` frame has all of them.
 MAX_RECOMMENDATIONS: Final = 16
-#: How long a proposal may be confirmed; the record is looked at again after it.
-ACTION_LIFE: Final = timedelta(minutes=15)
 
 
 class _Citations:
@@ -199,24 +197,37 @@ def _section(title: str, lines: Iterable[str]) -> list[str]:
 
 
 def proposals(
-    actions: Iterable[Action], facts: FactsResult, *, response_id: str, expires_at: datetime
-) -> tuple[ProposedAction, ...]:
-    """Actions as proposals bound to this patient and context.
+    facts: FactsResult,
+    layers: Layers,
+    *,
+    response_id: str,
+    now: datetime,
+    session_key: str = "",
+    ttl: timedelta = PROPOSAL_TTL,
+) -> tuple[Proposal, ...]:
+    """The quick actions that fit the question, best first, each bound to this patient, context and user.
 
-    The id is ``act_`` with the response's own part and a number from 1: made again from the same answer, it is the
-    same.
+    Made again from the same facts they are the same, ids included. None where the question is out of scope; without
+    a patient none that is done to one.
     """
-    suffix = response_id.removeprefix("resp_")
+    if not facts.question.in_scope:
+        return ()
+    ranked = rank(layers.department.actions, facts.question, facts)
     return tuple(
-        ProposedAction(
-            action_id=f"act_{suffix}_{n}",
-            catalog_id=action.id,
-            label=action.label_pt if facts.lang == "pt" else action.label,
-            risk=action.risk,
-            expires_at=stamp(expires_at, milliseconds=True) or "",
-            bound=Bound(patient_id=facts.patient_id, context=facts.context.hash),
+        propose(
+            action,
+            response_id=response_id,
+            session_id=session_key,
+            department=layers.department.department_id,
+            user_id=layers.doctor.user_id,
+            patient=layers.patient,
+            context_hash=facts.context.hash,
+            now=now,
+            lang=facts.lang,
+            ttl=ttl,
         )
-        for n, action in enumerate(actions, start=1)
+        for action in ranked
+        if layers.patient is not None or not needs_patient(action)
     )
 
 
@@ -230,7 +241,7 @@ def _response_type(facts: FactsResult) -> str:
     return "record_lookup"
 
 
-class Asked(Protocol):
+class Asked(Shape):
     """What an answer echoes of the accepted question; ``sessions.Request`` is one."""
 
     @property
@@ -252,7 +263,7 @@ def respond(
     now: datetime,
     client_msg_id: str | None = None,
     session_id: str | None = None,
-    expires_at: datetime | None = None,
+    proposed: Sequence[Proposal] | None = None,
     processing_time_ms: int = 0,
     model_configured: bool = False,
     attempt: int = 1,
@@ -261,7 +272,8 @@ def respond(
 
     Args:
         asked: the accepted question; ``client_msg_id`` and ``session_id`` may be given instead of it.
-        now: when the question came in or is answered; ``expires_at`` of proposals is ``ACTION_LIFE`` from it.
+        now: when the question came in or is answered.
+        proposed: the quick actions to offer; None: ``proposals`` of the same facts.
         model_configured: an engine is configured and could not answer: the status is ``degraded``, else ``completed``.
     ``epoch`` and ``seq`` stay empty: they are the session log's to set.
     """
@@ -270,8 +282,9 @@ def respond(
     if model_configured:
         notice = f"{say('answer.degraded', language)} {notice}"
     if facts.question.in_scope:
-        expires = expires_at or now + ACTION_LIFE
-        content = _content(facts, layers, notice, response_id=response_id, expires_at=expires)
+        if proposed is None:
+            proposed = proposals(facts, layers, response_id=response_id, now=now)
+        content = _content(facts, layers, notice, proposed)
     else:
         text = say("answer.greeting" if facts.question.greeting else "answer.out_of_scope", language)
         data = StructuredData(headline=_cut(text, MAX_HEADLINE), scores=facts.scores, red_flags=facts.red_flags)
@@ -317,14 +330,13 @@ def failed(asked: Asked, *, response_id: str, text: str, now: datetime, status: 
     )
 
 
-def _content(facts: FactsResult, layers: Layers, notice: str, *, response_id: str, expires_at: datetime) -> Content:
+def _content(facts: FactsResult, layers: Layers, notice: str, proposed: Sequence[Proposal]) -> Content:
     language = facts.lang
     citations = _Citations()
     findings = _findings(facts, citations)
     recommendations = _recommendations(facts, citations)
     interpretation = facts.trends
-    ranked = rank(layers.department.actions, facts.question, facts)
-    actions = proposals(ranked, facts, response_id=response_id, expires_at=expires_at)
+    actions = tuple(proposed_action(proposal) for proposal in proposed)
     labels = tuple(action.label for action in actions)
     headline = _headline(facts, layers.patient.name if layers.patient else "")
     escalations = tuple(say("answer.red_flag", language, text=flag.text) for flag in facts.red_flags)

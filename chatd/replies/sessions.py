@@ -8,13 +8,14 @@ Each script is atomic and may be sent twice: that makes a resend and a take-over
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib import resources
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -43,6 +44,16 @@ class SessionLost(ChatdError):
 
 class Fenced(ChatdError):
     """Another gateway has taken over this run; whoever gets this must stop working on it."""
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """Turns every fault of Redis within into SessionsUnavailable, and counts it."""
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        metrics.REDIS_ERRORS.inc()
+        raise SessionsUnavailable from error
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,11 +132,8 @@ class Sessions:
         return f"chatd:{{{user_id}}}:rate"
 
     async def _run(self, name: str, keys: list[str], args: Sequence[Any]) -> Any:
-        try:
+        with _answering():
             return await self._scripts[name](keys=keys, args=args)
-        except (RedisError, OSError, TimeoutError) as error:
-            metrics.REDIS_ERRORS.inc()
-            raise SessionsUnavailable from error
 
     def digest(self, body: bytes) -> str:
         """Keyed digest of a command's body: equal bodies, equal digests; a short question cannot be guessed from it."""
@@ -152,12 +160,9 @@ class Sessions:
         )
 
     async def _era(self) -> str:
-        try:
+        with _answering():
             await self._redis.set(_ERA_KEY, f"e{secrets.token_hex(4)}", nx=True)
             era = cast("bytes | None", await self._redis.get(_ERA_KEY))
-        except (RedisError, OSError, TimeoutError) as error:
-            metrics.REDIS_ERRORS.inc()
-            raise SessionsUnavailable from error
         if era is None:
             raise SessionsUnavailable
         return era.decode()
@@ -222,11 +227,8 @@ class Sessions:
 
     async def rate_remaining(self, user_id: str, *, now_ms: int, messages_per_minute: int) -> int:
         """How many questions the user may still ask within this minute."""
-        try:
+        with _answering():
             used = await self._redis.zcount(self._rate_key(user_id), f"({now_ms - RATE_WINDOW_MS}", "+inf")
-        except (RedisError, OSError, TimeoutError) as error:
-            metrics.REDIS_ERRORS.inc()
-            raise SessionsUnavailable from error
         return max(0, messages_per_minute - int(used))
 
     async def append(
@@ -303,16 +305,13 @@ class Sessions:
         """
         working = working or {}
         script = self._scripts["keep"]
-        try:
+        with _answering():
             async with self._redis.pipeline(transaction=False) as pipe:
                 for key, epoch in wanted:
                     args: list[Any] = [epoch, owner, now_ms, lease_ms, self._ttl_ms, int(take_over)]
                     args += working.get((key, epoch), ())
                     await script(keys=self._keys(key), args=args, client=pipe)
                 replies = await pipe.execute()
-        except (RedisError, OSError, TimeoutError) as error:
-            metrics.REDIS_ERRORS.inc()
-            raise SessionsUnavailable from error
         kept: dict[tuple[str, str], Kept | None] = {}
         for (key, epoch), reply in zip(wanted, replies, strict=True):
             if reply[0] == b"lost":
@@ -333,14 +332,11 @@ class Sessions:
             SessionLost: the log is of another epoch than ``epoch``: its numbers mean other events.
         """
         keys = self._keys(key)
-        try:
+        with _answering():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hget(keys[0], "epoch")
                 pipe.xrange(keys[1], f"{after + 1}-0", "+", count=limit)
                 found, rows = cast("tuple[bytes | None, _Rows]", await pipe.execute())
-        except (RedisError, OSError, TimeoutError) as error:
-            metrics.REDIS_ERRORS.inc()
-            raise SessionsUnavailable from error
         if found is None or found.decode() != epoch:
             raise SessionLost
         events = []
@@ -357,11 +353,8 @@ class Sessions:
 
     async def event(self, key: str, epoch: str, event_id: str) -> Event | None:
         """One event by its id; None when it has not happened yet or was trimmed. Raises SessionLost as ``read``."""
-        try:
+        with _answering():
             seq = await cast(Any, self._redis.hget(self._keys(key)[0], f"o:{event_id}"))
-        except (RedisError, OSError, TimeoutError) as error:
-            metrics.REDIS_ERRORS.inc()
-            raise SessionsUnavailable from error
         if seq is None:
             return None
         found = await self.read(key, epoch, int(seq) - 1, limit=1)
@@ -369,67 +362,46 @@ class Sessions:
 
     async def epoch(self, key: str) -> str | None:
         """The session's epoch; None when there is no session."""
-        try:
+        with _answering():
             epoch = await cast(Any, self._redis.hget(self._keys(key)[0], "epoch"))
-        except (RedisError, OSError, TimeoutError) as error:
-            metrics.REDIS_ERRORS.inc()
-            raise SessionsUnavailable from error
         return None if epoch is None else epoch.decode()
 
     async def first_seq(self, key: str) -> int | None:
         """The oldest ``seq`` still in the log; None when the log is empty."""
-        try:
+        with _answering():
             rows = cast(_Rows, await self._redis.xrange(self._keys(key)[1], "-", "+", count=1))
-        except (RedisError, OSError, TimeoutError) as error:
-            metrics.REDIS_ERRORS.inc()
-            raise SessionsUnavailable from error
         return int(rows[0][0].split(b"-")[0]) if rows else None
 
     async def response_of(self, key: str, client_msg_id: str) -> str | None:
         """The ``response_id`` under which a client's message was accepted."""
-        try:
+        with _answering():
             known = await cast(Any, self._redis.hget(self._keys(key)[0], f"i:{client_msg_id}"))
-        except (RedisError, OSError, TimeoutError) as error:
-            metrics.REDIS_ERRORS.inc()
-            raise SessionsUnavailable from error
         return known.decode().split(" ")[1] if known else None
 
     async def open_requests(self, key: str) -> list[tuple[str, bytes]]:
         """The questions still being answered, as (response_id, request)."""
         keys = self._keys(key)
-        try:
+        with _answering():
             ids = sorted(member.decode() for member in await cast(Any, self._redis.smembers(keys[2])))
             sealed = await cast(Any, self._redis.hmget(keys[0], [f"q:{i}" for i in ids])) if ids else []
-        except (RedisError, OSError, TimeoutError) as error:
-            metrics.REDIS_ERRORS.inc()
-            raise SessionsUnavailable from error
         return [(i, self._open_sealed(key, f"q:{i}", s)) for i, s in zip(ids, sealed, strict=True) if s]
 
     async def proposal(self, key: str, action_id: str) -> bytes | None:
         """One proposal of a quick action, as it was appended."""
-        try:
+        with _answering():
             sealed = await cast(Any, self._redis.hget(self._keys(key)[3], action_id))
-        except (RedisError, OSError, TimeoutError) as error:
-            metrics.REDIS_ERRORS.inc()
-            raise SessionsUnavailable from error
         return self._open_sealed(key, f"p:{action_id}", sealed) if sealed else None
 
     async def proposals(self, key: str) -> list[bytes]:
         """All proposals of the session."""
-        try:
+        with _answering():
             rows = await cast(Any, self._redis.hgetall(self._keys(key)[3]))
-        except (RedisError, OSError, TimeoutError) as error:
-            metrics.REDIS_ERRORS.inc()
-            raise SessionsUnavailable from error
         return [self._open_sealed(key, f"p:{action_id.decode()}", sealed) for action_id, sealed in rows.items()]
 
     async def shred(self, key: str) -> None:
         """Remove everything of the session; twice does no harm."""
-        try:
+        with _answering():
             await self._redis.delete(*self._keys(key))
-        except (RedisError, OSError, TimeoutError) as error:
-            metrics.REDIS_ERRORS.inc()
-            raise SessionsUnavailable from error
 
 
 def response_id_of(key: str, epoch: str, client_msg_id: str) -> str:
@@ -446,7 +418,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     department: str
     patient_id: str | None
     session_id: str
-    lang: str
+    lang: Literal["en", "pt"]
     urgency: str
     received_at: datetime
     input: str = "text"

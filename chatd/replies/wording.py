@@ -156,6 +156,7 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "missing.patient": ("no patient selected", "nenhum doente selecionado"),
     "missing.more": ("{n} more points", "mais {n} pontos"),
     # --- the answer
+    "answer.cancelled": ("Cancelled on request.", "Cancelado a pedido."),
     "answer.red_flags": ("ESCALATE", "ESCALAR"),
     "answer.red_flag": (
         "Escalate now: {text}",

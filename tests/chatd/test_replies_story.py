@@ -112,10 +112,13 @@ def test_joao_silva_citations_resolve(hospital: dict[str, Layers]) -> None:
 
 
 def test_joao_silva_actions_are_bound_and_expire(hospital: dict[str, Layers]) -> None:
-    """Each proposal has an id from the response, this patient, the context's hash and 15 minutes."""
+    """Each proposal has an id of its own, this patient, the context's hash and 15 minutes; made again it is equal."""
     facts, answer = _ask(hospital["7823"], "Analyze João Silva's ECG results")
-    for n, action in enumerate(answer.content.structured_data.actions, start=1):
-        assert action.action_id == f"act_xyz789_{n}"
+    actions = answer.content.structured_data.actions
+    assert len({action.action_id for action in actions}) == len(actions)
+    _, again = _ask(hospital["7823"], "Analyze João Silva's ECG results")
+    assert again.content.structured_data.actions == actions
+    for action in actions:
         assert action.bound.patient_id == "7823"
         assert action.bound.context == facts.context.hash
         assert action.expires_at == "2026-01-15T08:00:20.114Z"
