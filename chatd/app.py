@@ -73,6 +73,7 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
         finally:
             await tasks.end(loops)
             await node.runs.drain(0)
+            node.runs.close()
             await ledger.close()
             await redis.aclose()
             await doorbell.aclose()

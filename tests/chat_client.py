@@ -137,6 +137,15 @@ class ChatClient:
             self.socket.transport.abort()
             self.socket = None
 
+    async def to_the_end(self) -> int:
+        """Take every frame, checked, until the connection ends; returns the close code, 1006 for none."""
+        try:
+            while True:
+                await self.receive()
+        except ConnectionClosed as closed:
+            self.socket = None
+            return closed.rcvd.code if closed.rcvd else 1006
+
     async def closed_with(self) -> int:
         """Read to the end of the connection; returns the close code."""
         assert self.socket is not None

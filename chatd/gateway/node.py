@@ -247,7 +247,9 @@ class Node:
             asyncio.create_task(connection.leave(random.uniform(0, spread_s)))  # noqa: S311 - spreading, not secrecy
             for connection in tuple(self._connections)
         ]
-        finishing = asyncio.create_task(self.runs.drain(self.settings.drain_timeout_s))
+        began_ms = self.clock.monotonic_ms()
         if leaving:
             await asyncio.wait(leaving, timeout=spread_s + _GONE_S)
-        await finishing
+        # Afterwards, because a question that was being accepted when the drain began starts its run only now.
+        took_s = (self.clock.monotonic_ms() - began_ms) / 1000
+        await self.runs.drain(max(0.0, self.settings.drain_timeout_s - took_s))

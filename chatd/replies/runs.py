@@ -134,6 +134,9 @@ class Runs:
         if running:
             await asyncio.wait(running, timeout=timeout_s)
         await tasks.end([task for _, task in self._tasks.values()])
+
+    def close(self) -> None:
+        """Let go of the thread, after the last ``drain``: a run that still came would fail."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _drive(self, run: Run, layers: Layers | None) -> None:

@@ -1,4 +1,4 @@
-"""One running demo hospital for all journeys of a module, and ways to talk to it."""
+"""One running demo hospital for all journeys, and ways to talk to it: each phone has a session of its own."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.server import Hospital, hospital
 ENV = {"CHATD_MESSAGES_PER_MINUTE": "100000", "CHATD_SWEEP_INTERVAL_S": "0.2", "CHATD_DRAIN_SPREAD_S": "0.2"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def place() -> Iterator[Hospital]:
     """A running ``chatd up`` with the demo hospital."""
     with hospital(env=ENV) as running:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokens(place: Hospital) -> Callable[..., str]:
     """Tokens by user and department, each made once."""
     made: dict[tuple[str, str], str] = {}

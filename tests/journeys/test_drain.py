@@ -26,16 +26,6 @@ DRAINING_ENV = {**ENV, "CHATD_DRAIN_SPREAD_S": str(SPREAD_S)}
 Phone = Callable[..., ChatClient]
 
 
-async def to_the_end(phone: ChatClient) -> int:
-    """Take every frame, checked, until the server closes; returns the close code."""
-    try:
-        while True:
-            await phone.receive()
-    except ConnectionClosed as closed:
-        phone.socket = None
-        return closed.rcvd.code if closed.rcvd else 1006
-
-
 def terminate(gateway: Process) -> None:
     gateway.process.send_signal(signal.SIGTERM)
 
@@ -64,7 +54,7 @@ async def test_sigterm_says_goodbye_to_every_phone_at_a_moment_of_its_own(
         await each.send(question)
     began = time.monotonic()
     terminate(leaving)
-    codes = await asyncio.gather(*(to_the_end(each) for each in phones))
+    codes = await asyncio.gather(*(each.to_the_end() for each in phones))
     assert codes == [4000] * PHONES
     assert await exit_status(leaving) == 0
     assert time.monotonic() - began < BOUND_S
@@ -125,7 +115,7 @@ async def test_draining_gateway_takes_nothing_new_and_still_stops(
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 4000
 
-    assert set(await asyncio.gather(*(to_the_end(each) for each in phones))) == {4000}
+    assert set(await asyncio.gather(*(each.to_the_end() for each in phones))) == {4000}
     assert await exit_status(leaving) == 0
     assert "connection_failed" not in leaving.log()
     await last.connect(place.url)
@@ -142,7 +132,7 @@ async def test_up_told_to_stop_leaves_nothing_behind() -> None:
         with place.redis() as redis:
             assert redis.ping()
             terminate(place.up)
-            assert await to_the_end(phone) == 4000
+            assert await phone.to_the_end() == 4000
             assert [frame["type"] for frame in phone.direct] == ["goaway"]
             assert await exit_status(place.up) == 0
             with pytest.raises(RedisConnectionError):
