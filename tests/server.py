@@ -17,16 +17,23 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+ROOT = Path(__file__).resolve().parent.parent
 #: Set-up of a demo hospital on a busy machine.
 START_S = 90.0
 STOP_S = 20.0
 
 
+def clean_environment() -> dict[str, str]:
+    """The environment without settings, and with this checkout's packages wherever a process is started."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CHATD_")}
+    return {**clean, "PYTHONPATH": str(ROOT)}
+
+
 class Process:
     """One chatd process that prints ``ready URL``."""
 
-    def __init__(self, arguments: list[str], env: Mapping[str, str] | None = None) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("CHATD_")}
+    def __init__(self, arguments: list[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+        clean = clean_environment()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
         self.process = subprocess.Popen(
             [sys.executable, "-m", "chatd", *arguments],
@@ -34,6 +41,7 @@ class Process:
             stderr=self._log,
             text=True,
             env={**clean, **(env or {})},
+            cwd=cwd,
         )
         self.url = ""
 
@@ -77,10 +85,11 @@ class Process:
 class Hospital:
     """A ``chatd up`` on a directory of its own, with commands to run beside it."""
 
-    def __init__(self, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
         self.data = Path(tempfile.mkdtemp(prefix="chatd-"))
         self.env = dict(env or {})
-        self.up = Process(["up", "--data-dir", str(self.data), "--port", "0", *arguments], self.env)
+        self.cwd = cwd
+        self.up = Process(["up", "--data-dir", str(self.data), "--port", "0", *arguments], self.env, cwd)
         self._others: list[Process] = []
 
     @property
@@ -93,7 +102,7 @@ class Hospital:
 
     def serve(self, env: Mapping[str, str] | None = None) -> Process:
         """A further gateway on the same Redis and ledger; ready when this returns."""
-        other = Process(["serve", "--data-dir", str(self.data), "--port", "0"], {**self.env, **(env or {})})
+        other = Process(["serve", "--data-dir", str(self.data), "--port", "0"], {**self.env, **(env or {})}, self.cwd)
         self._others.append(other)
         other.wait_ready()
         return other
@@ -107,8 +116,8 @@ class Hospital:
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """One chatd command; the data directory is given to it by the caller's arguments' place ``DIR``."""
         command = [sys.executable, "-m", "chatd", *(str(self.data) if a == "DIR" else a for a in arguments)]
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("CHATD_")}
-        return subprocess.run(command, capture_output=True, text=True, check=check, timeout=120, env=clean)
+        env = {**clean_environment(), **self.env}
+        return subprocess.run(command, capture_output=True, text=True, check=check, timeout=120, env=env, cwd=self.cwd)
 
     def token(self, user: str = "dr.santos.cardio", department: str = "cardiology", **options: str) -> str:
         extra = [word for name, value in options.items() for word in (f"--{name}", value)]
@@ -126,9 +135,9 @@ class Hospital:
 
 
 @contextlib.contextmanager
-def hospital(*arguments: str, env: Mapping[str, str] | None = None) -> Iterator[Hospital]:
+def hospital(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Iterator[Hospital]:
     """A running demo hospital, stopped at the end."""
-    place = Hospital(*arguments, env=env)
+    place = Hospital(*arguments, env=env, cwd=cwd)
     try:
         place.up.wait_ready()
         yield place
