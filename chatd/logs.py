@@ -66,8 +66,11 @@ class _Forward(logging.Handler):
         error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
         logger = structlog.get_logger(record.name)
         event = "library_error" if error else "library"
-        # The format string is the library's; its arguments are not written.
-        logger.log(record.levelno, event, message=str(record.msg)[:200], error=error)
+        # A format string with arguments is the library's own words, and the arguments are not written. Without
+        # arguments the message was put together before, as asyncio does it, and may quote what it was about.
+        message = str(record.msg)[:200] if record.args else None
+        where = f"{record.filename}:{record.lineno}"
+        logger.log(record.levelno, event, message=message, where=where, error=error)
 
 
 def set_up(level: str, stream: TextIO | None = None) -> LineWriter:
