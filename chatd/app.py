@@ -97,6 +97,7 @@ def _node(
         redis,
         sealer,
         sealer.derive("client-message-digest"),
+        node_id=node_id,
         ttl_ms=round(settings.session_timeout_s * 1000),
         max_events=settings.session_log_events,
     )

@@ -166,7 +166,8 @@ def _word(term: str) -> re.Pattern[str]:
 def _words_in(terms: Sequence[str], text: str) -> int:
     """How many different places of ``text`` the terms name; overlapping terms ("ecg", "order ecg") count once."""
     taken: list[tuple[int, int]] = []
-    for term in sorted(terms, key=lambda term: (-len(term), term)):
+    # Most terms are not in the text at all, which a plain search tells much sooner than an expression.
+    for term in sorted((term for term in terms if term in text), key=lambda term: (-len(term), term)):
         for match in _word(term).finditer(text):
             if all(match.end() <= start or match.start() >= end for start, end in taken):
                 taken.append(match.span())

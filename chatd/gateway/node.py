@@ -154,8 +154,10 @@ class Node:
                 while True:
                     message = await pubsub.get_message(timeout=30.0)
                     if message is not None:
-                        key, epoch, seq = message["data"].decode().rsplit(" ", 2)
-                        self.ring(key, epoch, int(seq))
+                        key, epoch, seq, node_id = message["data"].decode().rsplit(" ", 3)
+                        # What this node appends it hands to its phones itself, with the frame.
+                        if node_id != self.node_id:
+                            self.ring(key, epoch, int(seq))
             except (RedisError, OSError, TimeoutError) as error:
                 metrics.REDIS_ERRORS.inc()
                 log.warning("doorbell_lost", error=error_name(error))

@@ -59,12 +59,11 @@ async def welcome(connection: Connection, hello: Hello) -> int:
     connection.active_patient_id, connection.opened_seq = opened.patient_id, opened.seq
     if connection.channel == "app":
         node.joined(connection, key)
-    first_seq = await node.sessions.first_seq(key)
     resume = hello.resume
     plan = resume_plan(
         resume,
         epoch=opened.epoch,
-        first_seq=opened.seq + 1 if first_seq is None else first_seq,
+        first_seq=opened.first_seq,
         last_seq=opened.seq,
         known=opened.existed or (resume is not None and opened.was_lost(resume.epoch)),
     )
@@ -73,9 +72,11 @@ async def welcome(connection: Connection, hello: Hello) -> int:
     connection.repeats_up_to = 0 if plan.resumed else resume_from
     connection.session.opened(opened.epoch, resume_from, 0, now_ms=node.clock.monotonic_ms(), idle_ms=opened.idle_ms)
     if not connection.compat:
-        connection.send(await _welcome(connection, opened, department, plan))
+        connection.send(_welcome(connection, opened, department, plan))
         if not plan.resumed:
-            connection.send(await _snapshot(connection, opened))
+            # Of a session that nobody has had before there is nothing to tell.
+            is_new = not opened.existed and resume is None
+            connection.send(Snapshot() if is_new else await _snapshot(connection, opened))
     return resume_from
 
 
@@ -86,7 +87,7 @@ async def _department(connection: Connection) -> DepartmentLayer:
     raise DepartmentUnknown
 
 
-async def _welcome(connection: Connection, opened: Opened, department: DepartmentLayer, plan: ResumePlan) -> Welcome:
+def _welcome(connection: Connection, opened: Opened, department: DepartmentLayer, plan: ResumePlan) -> Welcome:
     node, principal = connection.node, connection.principal
     assert principal is not None  # noqa: S101 - authorised before it is opened
     now = node.clock.now()
@@ -107,9 +108,7 @@ async def _welcome(connection: Connection, opened: Opened, department: Departmen
         ),
         limits=Limits(
             messages_per_minute=limit,
-            remaining=await node.sessions.rate_remaining(
-                connection.user_id, now_ms=epoch_ms(now), messages_per_minute=limit
-            ),
+            remaining=max(0, limit - opened.asked),
             max_message_bytes=node.settings.max_frame_bytes,
             max_content_chars=node.settings.max_content_chars,
         ),

@@ -2,7 +2,8 @@
 -- KEYS: session hash, log stream, open responses, proposals hash.
 -- ARGV: epoch, event id, sealed event, owner ('' when no run), response_id, 1 when it ends the run,
 --       most events kept, ttl_ms, doorbell channel, session key, sealed active patient ('' keeps, '-' clears),
---       now_ms when a person's command made the event ('' otherwise), then pairs of proposal id and sealed proposal.
+--       now_ms when a person's command made the event ('' otherwise), the appending node,
+--       then pairs of proposal id and sealed proposal.
 -- Returns: {'lost'} | {'fenced'} | {'again', seq} | {'appended', seq}.
 local session, log, open, proposals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 if redis.call('HGET', session, 'epoch') ~= ARGV[1] then
@@ -30,11 +31,11 @@ end
 if ARGV[12] ~= '' then
   redis.call('HSET', session, 'acted', ARGV[12])
 end
-for i = 13, #ARGV, 2 do
+for i = 14, #ARGV, 2 do
   redis.call('HSET', proposals, ARGV[i], ARGV[i + 1])
 end
 for _, key in ipairs({session, log, open, proposals}) do
   redis.call('PEXPIRE', key, ARGV[8])
 end
-redis.call('PUBLISH', ARGV[9], ARGV[10] .. ' ' .. ARGV[1] .. ' ' .. seq)
+redis.call('PUBLISH', ARGV[9], ARGV[10] .. ' ' .. ARGV[1] .. ' ' .. seq .. ' ' .. ARGV[13])
 return {'appended', seq}

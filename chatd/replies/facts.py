@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -190,6 +191,12 @@ def _ordered_checks(checks: Iterable[Check]) -> tuple[Check, ...]:
     return tuple(sorted(unique.values(), key=lambda check: _LEVELS[check.level]))
 
 
+@lru_cache(maxsize=2048)
+def _drugs_of(line: str) -> tuple[medicines.Drug, ...]:
+    """The medicines that a line of a protocol names; for the library's lines only, never for a record's text."""
+    return medicines.drugs_in(line)
+
+
 def _forbidden(
     patient: PatientLayer, question: str, drug: medicines.Drug, lang: Lang, standing: frozenset[str]
 ) -> Check | None:
@@ -220,7 +227,7 @@ def held_lines(
     checks: list[Check] = []
     for quote in protocols:
         for line in quote.quote.splitlines():
-            for drug in medicines.drugs_in(line):
+            for drug in _drugs_of(line):
                 if drug.id not in reasons:
                     reasons[drug.id] = _forbidden(patient, question, drug, lang, standing)
                 reason = reasons[drug.id]

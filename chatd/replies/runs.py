@@ -22,7 +22,7 @@ from chatd.clock import Clock, iso_ms
 from chatd.faults import FaultPoints
 from chatd.logs import error_name
 from chatd.replies.answer import failed, proposals, respond
-from chatd.replies.facts import build
+from chatd.replies.facts import FactsResult, build
 from chatd.replies.sessions import Fenced, Request, SessionLost, Sessions, SessionsUnavailable
 from chatd.replies.wording import say
 from context.layers import Layers, Message, PendingAction
@@ -187,19 +187,7 @@ class Runs:
         await self._append(run, f"facts:{run.response_id}", msgspec.json.encode(frame))
         metrics.FACTS_SECONDS.observe((self._clock.monotonic_ms() - started_ms) / 1000)
         self._faults.reached("facts")
-        proposed = proposals(
-            facts, layers, response_id=run.response_id, now=now, session_key=run.key, ttl=self._action_ttl
-        )
-        answer = await self._off_loop(
-            respond,
-            facts,
-            layers,
-            request,
-            response_id=run.response_id,
-            now=now,
-            proposed=proposed,
-            model_configured=self._model_configured,
-        )
+        answer, proposed = await self._off_loop(self._compose, run, facts, layers)
         elapsed_ms = self._clock.monotonic_ms() - started_ms
         answer = msgspec.structs.replace(answer, processing_time_ms=elapsed_ms)
         _, is_said = await self._finish(run, answer, owner=self._node_id, proposed=proposed)
@@ -208,6 +196,24 @@ class Runs:
             return
         metrics.ANSWER_SECONDS.observe(elapsed_ms / 1000)
         await self._remember(run, answer)
+
+    def _compose(self, run: Run, facts: FactsResult, layers: Layers) -> tuple[AiResponse, tuple[Proposal, ...]]:
+        """The answer, and its quick actions with all that a later confirmation is bound to."""
+        request = run.request
+        now = request.received_at
+        proposed = proposals(
+            facts, layers, response_id=run.response_id, now=now, session_key=run.key, ttl=self._action_ttl
+        )
+        answer = respond(
+            facts,
+            layers,
+            request,
+            response_id=run.response_id,
+            now=now,
+            proposed=proposed,
+            model_configured=self._model_configured,
+        )
+        return answer, proposed
 
     async def _off_loop(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run pure computation on this object's one thread: ten milliseconds a question, and half a second for the

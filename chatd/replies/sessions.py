@@ -58,7 +58,8 @@ def _answering() -> Iterator[None]:
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
     """A session as found or made: ``existed`` False means that this call made it. ``idle_ms``: how long no person
-    has acted in it, on whatever connection."""
+    has acted in it, on whatever connection. ``first_seq``: the oldest event still in the log, the next one's when
+    there is none. ``asked``: questions of the user within the last minute."""
 
     key: str
     epoch: str
@@ -66,6 +67,8 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     existed: bool
     era: str
     idle_ms: int
+    first_seq: int
+    asked: int
     patient_id: str | None
 
     def was_lost(self, epoch: str) -> bool:
@@ -110,10 +113,13 @@ class Sessions:
     have taken effect and may be sent again.
     """
 
-    def __init__(self, redis: Redis, sealer: Sealer, digest_key: bytes, *, ttl_ms: int, max_events: int) -> None:
+    def __init__(
+        self, redis: Redis, sealer: Sealer, digest_key: bytes, *, node_id: str, ttl_ms: int, max_events: int
+    ) -> None:
         self._redis = redis
         self._sealer = sealer
         self._digest_key = digest_key
+        self._node_id = node_id
         self._ttl_ms = ttl_ms
         self._max_events = max_events
         self._scripts = {
@@ -140,32 +146,28 @@ class Sessions:
         return hmac.new(self._digest_key, body, hashlib.sha256).hexdigest()[:32]
 
     async def open(self, key: str, *, now_ms: int) -> Opened:
-        """Find the session or make it with a new epoch; extends its life.
+        """Find the session or make it with a new epoch; extends its life. One round trip.
 
         An epoch begins with the era of this Redis, so that a phone whose session is gone can be told why: the same
         era, and 30 minutes have passed; another era, and Redis has lost its memory.
         """
-        era = await self._era()
-        epoch = f"{era}-{secrets.token_hex(4)}"
-        found = await self._run("open", self._keys(key)[:1], [epoch, self._ttl_ms, now_ms])
-        sealed = found[3]
+        found = await self._run(
+            "open",
+            [*self._keys(key), self._rate_key(key.split("|", 1)[0]), _ERA_KEY],
+            [secrets.token_hex(4), self._ttl_ms, now_ms, f"e{secrets.token_hex(4)}", RATE_WINDOW_MS],
+        )
+        sealed = found[4]
         return Opened(
             key=key,
-            epoch=found[0].decode(),
-            seq=int(found[1]),
-            existed=bool(found[2]),
-            era=era,
-            idle_ms=max(0, now_ms - int(found[4])),
+            era=found[0].decode(),
+            epoch=found[1].decode(),
+            seq=int(found[2]),
+            existed=bool(found[3]),
             patient_id=self._open_sealed(key, "patient", sealed).decode() if sealed else None,
+            idle_ms=max(0, now_ms - int(found[5])),
+            first_seq=int(found[6]) or int(found[2]) + 1,
+            asked=int(found[7]),
         )
-
-    async def _era(self) -> str:
-        with _answering():
-            await self._redis.set(_ERA_KEY, f"e{secrets.token_hex(4)}", nx=True)
-            era = cast("bytes | None", await self._redis.get(_ERA_KEY))
-        if era is None:
-            raise SessionsUnavailable
-        return era.decode()
 
     def _seal(self, key: str, what: str, content: bytes) -> bytes:
         return self._sealer.seal(content, aad=f"{key}|{what}".encode())
@@ -225,12 +227,6 @@ class Sessions:
             outcome=outcome, response_id=reply[1].decode(), remaining=int(reply[2]), reset_ms=int(reply[3])
         )
 
-    async def rate_remaining(self, user_id: str, *, now_ms: int, messages_per_minute: int) -> int:
-        """How many questions the user may still ask within this minute."""
-        with _answering():
-            used = await self._redis.zcount(self._rate_key(user_id), f"({now_ms - RATE_WINDOW_MS}", "+inf")
-        return max(0, messages_per_minute - int(used))
-
     async def append(
         self,
         key: str,
@@ -273,6 +269,7 @@ class Sessions:
             key,
             patient,
             "" if acted_ms is None else acted_ms,
+            self._node_id,
         ]
         for action_id, proposal in proposals:
             args += [action_id, self._seal(key, f"p:{action_id}", proposal)]
@@ -365,12 +362,6 @@ class Sessions:
         with _answering():
             epoch = await cast(Any, self._redis.hget(self._keys(key)[0], "epoch"))
         return None if epoch is None else epoch.decode()
-
-    async def first_seq(self, key: str) -> int | None:
-        """The oldest ``seq`` still in the log; None when the log is empty."""
-        with _answering():
-            rows = cast(_Rows, await self._redis.xrange(self._keys(key)[1], "-", "+", count=1))
-        return int(rows[0][0].split(b"-")[0]) if rows else None
 
     async def response_of(self, key: str, client_msg_id: str) -> str | None:
         """The ``response_id`` under which a client's message was accepted."""

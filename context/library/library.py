@@ -24,6 +24,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
+from functools import lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -380,6 +381,9 @@ class Library:
         self._protocols = {p.id: p for p in sorted(protocols, key=lambda p: p.id)}
         self._terms = terms
         self._reader = Reader(terms, _vocabulary(protocols))
+        # A doctor asks several things about one patient; the record is read once. It stays in memory for as long as
+        # 64 others have not been asked about, as the layers themselves do.
+        self._in_record = lru_cache(maxsize=64)(self._find_in_record)
         self._general = PhraseSet(self._reader.phrase(g) for g in terms.general)
         self._question = _Index()
         self._reports = _Index()
@@ -594,25 +598,35 @@ class Library:
                     found[protocol_id].raised[signal] = None
                 elif kind == "supports":
                     found[protocol_id].signals[signal] = None
+        for protocol_id, place, name in self._in_record(
+            query.reports[:MAX_ITEMS], query.problems[:MAX_ITEMS], query.medicines[:MAX_ITEMS]
+        ):
+            getattr(found[protocol_id], place)[name] = None
+
+    def _find_in_record(
+        self, reports: tuple[str, ...], problems: tuple[str, ...], medicines: tuple[str, ...]
+    ) -> tuple[tuple[str, str, str], ...]:
+        """What a record says for protocols, as (protocol, field of _Found, term): the same for every question."""
+        hits: list[tuple[str, str, str]] = []
         left = MAX_CHARS
-        for report in query.reports[:MAX_ITEMS]:
+        for report in reports:
             text = report[:left]
             left -= len(text)
             for name, term, span in self._reports.find(self._reader.read(text)):
                 if not (span[0].negated or span[0].past):
-                    found[term.protocol].reports[name] = None
+                    hits.append((term.protocol, "reports", name))
             folded = plain(text).casefold()
-            for value in self._values:
-                if not value.trigger.weak and (matched := value.match(folded)) is not None:
-                    found[value.protocol].reports[matched] = None
-        for index, names, place in (
-            (self._problems, query.problems, "problems"),
-            (self._medicines, query.medicines, "medicines"),
-        ):
-            for item in names[:MAX_ITEMS]:
+            hits += [
+                (value.protocol, "reports", matched)
+                for value in self._values
+                if not value.trigger.weak and (matched := value.match(folded)) is not None
+            ]
+        for index, names, place in ((self._problems, problems, "problems"), (self._medicines, medicines, "medicines")):
+            for item in names:
                 for name, term, span in index.find(self._reader.read(item[:200])):
                     if not (span[0].negated or span[0].past):
-                        getattr(found[term.protocol], place)[name] = None
+                        hits.append((term.protocol, place, name))
+        return tuple(hits)
 
     def _listeners(self, signal: str) -> list[tuple[str, str]]:
         """Who answers a signal; one with a side ("critical.potassium.high") also reaches those of the bare one."""

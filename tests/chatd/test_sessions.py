@@ -17,7 +17,7 @@ LEASE_MS = 3000
 @pytest.fixture
 def sessions(redis: Redis) -> Sessions:
     """Session logs of at most five events."""
-    return Sessions(redis, Sealer(KeyRing.generate()), b"k" * 32, ttl_ms=1_800_000, max_events=5)
+    return Sessions(redis, Sealer(KeyRing.generate()), b"k" * 32, node_id="n1", ttl_ms=1_800_000, max_events=5)
 
 
 async def accept(
@@ -194,10 +194,10 @@ async def test_final_by_two_nodes_is_one_answer(sessions: Sessions) -> None:
 async def test_log_is_bounded_and_says_where_it_begins(sessions: Sessions) -> None:
     """The log keeps the newest events and tells the oldest it has."""
     epoch = (await sessions.open(KEY, now_ms=0)).epoch
-    assert await sessions.first_seq(KEY) is None
+    assert (await sessions.open(KEY, now_ms=0)).first_seq == 1
     for n in range(8):
         await sessions.append(KEY, epoch, f"context:{n}", b"x")
-    assert await sessions.first_seq(KEY) == 4
+    assert (await sessions.open(KEY, now_ms=0)).first_seq == 4
     assert [e.seq for e in await sessions.read(KEY, epoch, 6)] == [7, 8]
     assert await sessions.event(KEY, epoch, "context:0") is None
 

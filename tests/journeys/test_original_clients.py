@@ -204,7 +204,7 @@ async def test_refused_question_is_seen_as_a_failed_answer(socket_of: Open, data
 async def test_rate_limited_question_is_seen(socket_of: Open, place: Hospital) -> None:
     """The question over the limit gets a failed ai_response that says so."""
     strict = place.serve({"CHATD_MESSAGES_PER_MINUTE": "1"})
-    async with socket_of("nurse.almeida.cardio", url=strict.url) as socket:
+    async with socket_of("charge.rocha.cardio", url=strict.url) as socket:
         await socket.send(b'{"patient_id":"7823","content":"Allergies?"}')
         assert (await receive(socket))["status"] == "completed"
         await socket.send(b'{"patient_id":"7823","content":"Allergies?"}')
