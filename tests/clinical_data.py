@@ -12,7 +12,7 @@ CLINICAL = Path(os.environ.get("CHATD_TEST_CLINICAL_DATA", ROOT.parent / "shared
 
 
 def clinical_path(*parts: str) -> Path:
-    """The path of a file or folder of the clinical test data; skips without it, except in CI, where that is a failure."""
+    """The path of a file or folder of the clinical test data; skips without it, in CI fails."""
     path = CLINICAL.joinpath(*parts)
     if not path.exists():
         reason = f"clinical test data not beside this checkout: {'/'.join(parts)} (set CHATD_TEST_CLINICAL_DATA)"

@@ -17,7 +17,6 @@ if str(ROOT) not in sys.path:
 
 from tests.redis_server import RedisServer  # noqa: E402
 
-
 # A shared machine may stall for a second at any time; how long an example takes is no property of the code.
 settings.register_profile("chatd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("chatd")

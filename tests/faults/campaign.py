@@ -87,7 +87,12 @@ async def one_run(seed: int, victim: Process, survivor: str, token: str) -> None
 async def ask_before(client: ChatClient, seed: int, n: int) -> None:
     """A question that no fault meets: it is about the open ward, which the steps' counters do not count."""
     await client.send(
-        {"type": "context_set", "client_msg_id": f"ctx-{seed}-{n}", "patient_id": "7823", "second_identifier": "1959-01-15"}
+        {
+            "type": "context_set",
+            "client_msg_id": f"ctx-{seed}-{n}",
+            "patient_id": "7823",
+            "second_identifier": "1959-01-15",
+        }
     )
     await client.until("context", client_msg_id=f"ctx-{seed}-{n}")
 
