@@ -16,7 +16,7 @@ run: setup ## start everything one machine needs on http://127.0.0.1:8080
 test: dev ## format, lint, types and all tests that fit in five minutes
 	@scripts/system-packages
 	@scripts/check
-	@.venv/bin/pytest $(ARGS)
+	@.venv/bin/pytest -n 2 --dist loadfile $(ARGS)
 
 check: dev ## format, lint and types only
 	@scripts/check

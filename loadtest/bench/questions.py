@@ -197,7 +197,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for step in STEPS:
@@ -213,6 +213,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
         title=f"{figures['connections']} doctors, {figures['per_minute']:g} questions a minute each, one gateway",
         ylim=(0, 1.01),
     )
+    axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
     axes.grid(visible=True, alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
