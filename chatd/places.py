@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     demo: bool
     host: str
     port: int
+    started_at: datetime | None = None
 
 
 class Places:

@@ -101,7 +101,7 @@ class RecordKeeper:
         self._places = places
         self._demo = demo
         self._clock = clock
-        self._demo_from: datetime | None = None
+        self._started_at = clock.now()
 
     async def run(self) -> None:
         """Look and load until cancelled; a fault is logged and tried again."""
@@ -140,10 +140,7 @@ class RecordKeeper:
         patients = 0
         if self._demo:
             zone = ZoneInfo(found.hospital.timezone)
-            if self._demo_from is None or now - self._demo_from > _DEMO_DAY:
-                self._demo_from = now
-            # The same moment again after a lost Redis: the record has not changed, so proposals stay valid.
-            for layer in await asyncio.to_thread(demo_patients, self._demo_from, zone):
+            for layer in await asyncio.to_thread(demo_patients, self._demo_moment(now), zone):
                 await self._store.put_patient(layer)
                 patients += 1
         everybody = tuple(department.department_id for department in found.departments)
@@ -156,6 +153,16 @@ class RecordKeeper:
         await self._store.mark_loaded(generation)
         metrics.CONTEXT_RELOADS.inc()
         log.info("layers_loaded", departments=len(everybody), patients=patients + reload.patients)
+
+    def _demo_moment(self, now: datetime) -> datetime:
+        """When the demo is "now": the same for every gateway of an installation, and again after a lost Redis.
+
+        The record has not changed then, so the proposals made from it stay valid.
+        """
+        running = self._places.running()
+        started = self._started_at if running is None or running.started_at is None else running.started_at
+        # A clock that was set back: nothing of a record may lie in the future.
+        return min(now, started + (now - started) // _DEMO_DAY * _DEMO_DAY)
 
 
 def demo_patients(now: datetime, zone: ZoneInfo) -> list[PatientLayer]:

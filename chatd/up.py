@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from types import FrameType
 from typing import IO
 
@@ -44,6 +45,7 @@ class Supervisor:
         self._lines: queue.Queue[str] = queue.Queue(1000)
         self._stop = threading.Event()
         self._port = settings.port
+        self._started_at = datetime.now(UTC)
 
     def run(self) -> int:
         """Run until SIGINT or SIGTERM; returns the exit status.
@@ -118,6 +120,7 @@ class Supervisor:
                 demo=self._settings.demo,
                 host=self._settings.host,
                 port=self._port,
+                started_at=self._started_at,
             )
         )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from tests.chat_client import WAIT_S, Broken, ChatClient
 from tests.http_call import call
@@ -54,7 +54,7 @@ async def come_back(phone: ChatClient, url: str | None = None) -> dict[str, Any]
         while True:
             try:
                 return await phone.connect(url)
-            except (ConnectionClosed, OSError, Broken):
+            except (ConnectionClosed, InvalidHandshake, OSError, Broken):
                 await asyncio.sleep(0.1)
 
 
