@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -187,27 +188,41 @@ def _staff_name(user_id: str) -> str:
     return next((person.name for person in demo.staff() if person.user_id == user_id), user_id)
 
 
+@contextlib.contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Warnings of the rooms that a command uses; its standard output is for its answer alone."""
+    from chatd import logs
+
+    writer = logs.set_up("warning")
+    try:
+        yield
+    finally:
+        writer.close()
+
+
 def _fhir_import(arguments: argparse.Namespace, settings: Settings) -> int:
     from chatd.importing import import_files
     from chatd.places import Places
 
-    return asyncio.run(import_files(Places(settings), arguments.files, department=arguments.department))
+    with _log_to_stderr():
+        return asyncio.run(import_files(Places(settings), arguments.files, department=arguments.department))
 
 
 def _context_show(arguments: argparse.Namespace, settings: Settings) -> int:
     from chatd.places import Places
     from chatd.showing import show
 
-    return asyncio.run(
-        show(
-            Places(settings),
-            department=arguments.department,
-            user=arguments.user,
-            patient=arguments.patient,
-            question=arguments.question,
-            budget_tokens=settings.prompt_budget_tokens,
+    with _log_to_stderr():
+        return asyncio.run(
+            show(
+                Places(settings),
+                department=arguments.department,
+                user=arguments.user,
+                patient=arguments.patient,
+                question=arguments.question,
+                budget_tokens=settings.prompt_budget_tokens,
+            )
         )
-    )
 
 
 def _schema(arguments: argparse.Namespace, _settings: Settings) -> int:
