@@ -1,8 +1,8 @@
 # chatd: `make run` shows it, `make test` proves it, `make help` lists the rest.
-.PHONY: help setup dev run test check faults bench clean
+.PHONY: help setup dev run test test-page check faults bench clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make .venv/ with the command chatd in it
 	@scripts/setup base
@@ -16,7 +16,11 @@ run: setup ## start everything one machine needs on http://127.0.0.1:8080
 test: dev ## format, lint, types and all tests that fit in five minutes
 	@scripts/system-packages
 	@scripts/check
-	@.venv/bin/pytest -n 2 --dist loadfile $(ARGS)
+	@.venv/bin/pytest -m "not heavy" $(ARGS)
+
+test-page: dev ## the page in every width, theme and language, with pictures in out/screens/
+	@scripts/system-packages
+	@.venv/bin/pytest -m heavy $(ARGS)
 
 check: dev ## format, lint and types only
 	@scripts/check

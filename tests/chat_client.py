@@ -112,19 +112,30 @@ class ChatClient:
                 return frame
 
     async def ask(
-        self, content: str, patient_id: str | None, *, client_msg_id: str | None = None, **extra: Any
+        self,
+        content: str,
+        patient_id: str | None,
+        *,
+        client_msg_id: str | None = None,
+        patient: bool = False,
+        **extra: Any,
     ) -> list[dict[str, Any]]:
-        """Ask and return the frames up to the answer or the error."""
+        """Ask and return the frames up to the answer or the error; a ``patient`` one asks a busy server again."""
         msg_id = client_msg_id or f"m-{secrets.token_hex(6)}"
-        await self.send(
-            {"type": "user_message", "client_msg_id": msg_id, "content": content, "patient_id": patient_id, **extra}
-        )
+        question = {"type": "user_message", "client_msg_id": msg_id, "content": content, "patient_id": patient_id}
+        await self.send({**question, **extra})
         frames = []
         while True:
             frame = await self.receive()
             frames.append(frame)
-            if frame["type"] in ("ai_response", "error") and frame.get("client_msg_id") == msg_id:
-                return frames
+            if frame.get("client_msg_id") != msg_id or frame["type"] not in ("ai_response", "error"):
+                continue
+            if patient and frame["type"] == "error" and frame["code"] == "internal" and frame["retry_after_ms"]:
+                frames.clear()
+                await asyncio.sleep(frame["retry_after_ms"] / 1000)
+                await self.send({**question, **extra})
+                continue
+            return frames
 
     async def close(self) -> None:
         if self.socket is not None:

@@ -188,7 +188,7 @@ async def test_rate_limit_spares_commands_that_stop_or_answer(phone: Phone, plac
     doctor = phone("dr.mendes.cardio")
     await doctor.connect(strict.url)
     for n in range(10):
-        assert (await doctor.ask("Allergies?", "7823"))[-1]["type"] == "ai_response", n
+        assert (await doctor.ask("Allergies?", "7823", patient=True))[-1]["type"] == "ai_response", n
     refused = (await doctor.ask("Allergies?", "7823"))[-1]
     assert (refused["code"], refused["retryable"]) == ("rate_limited", True)
     assert 0 < refused["retry_after_ms"] <= 60_000

@@ -16,7 +16,7 @@ from protocols.errors import CloseCode, ErrorCode
 from tests.fakes.fake_chatd import FakeChatd, canned_facts, canned_reply
 from tests.journeys.page_browser import SCREENS, chromium
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.heavy]
 
 CHECKS = Path(__file__).with_name("page_checks.js").read_text(encoding="utf-8")
 QUESTION = "Analyze João Silva's ECG results"
