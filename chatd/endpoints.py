@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,6 @@ DEMO_TOKEN_TTL_S = 8 * 3600
 _MAX_BODY_BYTES = 4096
 
 _HEADERS: Mapping[bytes, bytes] = {
-    # Only chatd's own files and its own socket: an injected script finds nothing to run and nowhere to send to.
-    b"content-security-policy": (
-        b"default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; object-src 'none'; "
-        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
     b"permissions-policy": b"camera=(), geolocation=()",
@@ -45,6 +41,22 @@ _HEADERS: Mapping[bytes, bytes] = {
     # A record must not come out of a browser's cache after signing out.
     b"cache-control": b"no-store",
 }
+
+
+#: What may stand in a policy as the name of this server.
+_HOST = re.compile(rb"[A-Za-z0-9.\-]+(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
+
+
+def _policy(host: bytes) -> bytes:
+    """Only chatd's own files and its own socket: an injected script finds nothing to run and nowhere to send to.
+
+    The socket is named beside 'self', which older browsers do not take for it.
+    """
+    sockets = b" ws://%b wss://%b" % (host, host) if _HOST.fullmatch(host) else b""
+    return (
+        b"default-src 'self'; connect-src 'self'%b; img-src 'self' data:; object-src 'none'; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ) % sockets
 
 
 class SecureHeaders:
@@ -58,11 +70,14 @@ class SecureHeaders:
             await self._app(scope, receive, send)
             return
 
+        policy = _policy(dict(scope["headers"]).get(b"host", b""))
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 present = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [
                     *message["headers"],
+                    (b"content-security-policy", policy),
                     *((name, value) for name, value in _HEADERS.items() if name not in present),
                 ]
             await send(message)
@@ -110,7 +125,8 @@ async def _ready(request: Request) -> Response:
     return _json(ready, 200 if ready.ready else 503)
 
 
-async def _metrics(_: Request) -> Response:
+async def _metrics(request: Request) -> Response:
+    metrics.OUTBOX_BYTES.set(_node(request).waiting_bytes)
     return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -175,16 +191,19 @@ async def _demo_token(request: Request) -> Response:
     person = next((p for p in demo.staff() if p.user_id == wanted.user_id), None)
     if person is None or wanted.department not in person.departments:
         return _refusal(ErrorCode.FORBIDDEN, 403)
+    ttl_s = min(DEMO_TOKEN_TTL_S, node.settings.jwt_max_ttl_s)
     token = mint(
         request.app.state.jwt_secret,
         user_id=person.user_id,
         departments=person.departments,
         roles=(person.role,),
         name=person.name,
-        ttl_s=DEMO_TOKEN_TTL_S,
+        ttl_s=ttl_s,
         now=node.clock.now(),
+        issuer=node.settings.jwt_issuer,
+        audience=node.settings.jwt_audience,
     )
-    return _json({"token": token, "expires_in_s": DEMO_TOKEN_TTL_S})
+    return _json({"token": token, "expires_in_s": ttl_s})
 
 
 # --- a department's patients --------------------------------------------------------------------------------

@@ -89,6 +89,11 @@ class Connection:
         )
         self.session: Session
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What waits for this phone to read."""
+        return self._outbox.waiting_bytes
+
     # --- from handshake to close ---
 
     async def serve(self) -> None:

@@ -89,6 +89,11 @@ class Node:
         return len(self._connections)
 
     @property
+    def waiting_bytes(self) -> int:
+        """Bytes that wait in all outboxes."""
+        return sum(connection.waiting_bytes for connection in self._connections)
+
+    @property
     def full(self) -> bool:
         return len(self._connections) >= self.settings.max_connections
 
