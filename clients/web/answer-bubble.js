@@ -1,10 +1,11 @@
 /** <answer-bubble>: the answer to one question, from "in the queue" over streamed text to the final frame. */
 
-import { emit, fill, h, icon } from "./dom.js";
+import { emit, fill, h, icon, say } from "./dom.js";
 import { checks, chartSource, missing, redFlags, scores } from "./facts-card.js";
 
 /** Sections a model may stream; any other is shown under its own name. */
 const SECTION_TITLES = {
+  headline: "answer.headline",
   findings: "answer.findings",
   interpretation: "answer.interpretation",
   recommendations: "answer.recommendations",
@@ -17,39 +18,79 @@ export class AnswerBubble extends HTMLElement {
     this._item = item;
     this._t = view.texts.t.bind(view.texts);
     this.className = "bubble from-chatd answer";
-    if (item.final) this._final(item.final);
-    else this._pending();
+    if (item.final) {
+      this._live = null;
+      this._final(item.final);
+    } else {
+      this._pending();
+    }
   }
 
+  /**
+   * Before the final frame: built once, then only its texts change. Text arrives many times a second, and a button
+   * that is built anew between the finger's down and up never hears of the tap.
+   */
   _pending() {
     const { _t: t, _item: item } = this;
-    const stream = item.stream;
-    const queued = item.queue && item.queue.position > 0;
-    const status = stream
-      ? t("chat.writing")
-      : queued
-        ? item.queue.eta_ms === null || item.queue.eta_ms === undefined
-          ? t("chat.queue", { position: item.queue.position })
-          : t("chat.queue_eta", { position: item.queue.position, seconds: Math.max(1, Math.round(item.queue.eta_ms / 1000)) })
-        : t("chat.working");
-    fill(
-      this,
-      h("p", { class: "pending", role: "status" }, h("span", { class: "dots", "aria-hidden": "true" }, h("i"), h("i"), h("i")), status),
-      stream && [...stream.sections].map(([section, text]) => h("div", { class: "stream" }, section && h("h4", {}, SECTION_TITLES[section] ? t(SECTION_TITLES[section]) : section), h("p", { dir: "auto", class: "prose" }, text))),
-      stream?.broken && h("p", { class: "small quiet" }, t("chat.stream_gap")),
-      h(
-        "button",
-        {
-          class: "button stop",
-          type: "button",
-          "data-key": `stop-${item.key}`,
-          disabled: item.cancelling,
-          onclick: () => emit(this, "cancel", item),
-        },
-        icon("stop"),
-        item.cancelling ? t("chat.stopping") : t("chat.stop"),
-      ),
+    this._live ??= this._build(item);
+    const { status, streams, again, gap, stop, label } = this._live;
+    say(status, this._state());
+    again.hidden = !(item.stream?.attempt > 1);
+    this._stream(streams, item.stream?.sections ?? new Map());
+    gap.hidden = !item.stream?.broken;
+    stop.disabled = Boolean(item.cancelling);
+    say(label, item.cancelling ? t("chat.stopping") : t("chat.stop"));
+  }
+
+  _build(item) {
+    const status = h("span");
+    const again = h("p", { class: "small quiet", hidden: true }, this._t("chat.again"));
+    const streams = h("div");
+    const gap = h("p", { class: "small quiet", hidden: true }, this._t("chat.stream_gap"));
+    const label = h("span");
+    const stop = h(
+      "button",
+      { class: "button stop", type: "button", "data-key": `stop-${item.key}`, onclick: () => emit(this, "cancel", this._item) },
+      icon("stop"),
+      label,
     );
+    // Stop stands above the text: below it, it would run away from the finger with each line.
+    this.replaceChildren(
+      h(
+        "div",
+        { class: "pending-head" },
+        h("p", { class: "pending", role: "status" }, h("span", { class: "dots", "aria-hidden": "true" }, h("i"), h("i"), h("i")), status),
+        stop,
+      ),
+      again,
+      streams,
+      gap,
+    );
+    return { status, streams, again, gap, stop, label };
+  }
+
+  _state() {
+    const { _t: t, _item: item } = this;
+    if (item.stream) return t("chat.writing");
+    if (!item.queue || item.queue.position <= 0) return t("chat.working");
+    const { position, eta_ms } = item.queue;
+    if (eta_ms === null || eta_ms === undefined) return t("chat.queue", { position });
+    return t("chat.queue_eta", { position, seconds: Math.max(1, Math.round(eta_ms / 1000)) });
+  }
+
+  /** One element per section, in the order of `sections`; what is there already only grows. */
+  _stream(parent, sections) {
+    const there = new Map([...parent.children].map((one) => [one.dataset.section, one]));
+    for (const [section, element] of there) if (!sections.has(section)) element.remove();
+    for (const [section, text] of sections) {
+      let element = there.get(section);
+      if (!element) {
+        const title = SECTION_TITLES[section] ? this._t(SECTION_TITLES[section]) : section;
+        element = h("div", { class: "stream", "data-section": section }, section && h("h4", {}, title), h("p", { dir: "auto", class: "prose" }));
+        parent.append(element);
+      }
+      say(element.lastElementChild, text);
+    }
   }
 
   _final(frame) {

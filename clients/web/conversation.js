@@ -281,11 +281,16 @@ const HANDLERS = {
   ai_delta(frame) {
     const item = this._of(frame);
     if (item.final) return; // the final frame is authoritative
-    const stream = (item.stream ??= { idx: -1, sections: new Map(), broken: false });
-    if (frame.idx <= stream.idx) return;
+    const attempt = frame.attempt ?? 1;
+    // idx counts from 0 on each connection, so 0 starts the text over; a higher attempt is another text.
+    if (!item.stream || frame.idx === 0 || attempt > item.stream.attempt) {
+      const idx = frame.idx === 0 ? -1 : (item.stream?.idx ?? -1);
+      item.stream = { idx, attempt, sections: new Map(), broken: false };
+    }
+    const { stream } = item;
+    if (frame.idx <= stream.idx || attempt < stream.attempt) return;
     // Deltas are a courtesy: what was lost with a line comes with the final frame.
-    if (frame.idx > stream.idx + 1 && stream.idx >= 0) stream.broken = true;
-    if (frame.idx > 0 && stream.idx < 0) stream.broken = true;
+    if (frame.idx > stream.idx + 1) stream.broken = true;
     stream.idx = frame.idx;
     stream.sections.set(frame.section, (stream.sections.get(frame.section) ?? "") + frame.text);
     item.queue = null;

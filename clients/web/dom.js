@@ -49,6 +49,11 @@ export function fill(parent, ...children) {
   }
 }
 
+/** Set an element's text; an unchanged one is left alone, so that a screen reader does not say it again. */
+export function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 /** Tell the application something; it listens on the root element. */
 export function emit(element, name, detail) {
   element.dispatchEvent(new CustomEvent(`chatd:${name}`, { bubbles: true, detail }));

@@ -111,6 +111,7 @@ const EN = {
   "chat.queue_eta": "Position {position} in the queue, about {seconds} s",
   "chat.working": "Reading the record…",
   "chat.writing": "Being written, not yet checked",
+  "chat.again": "Broke off; being written again from the start.",
   "chat.stream_gap": "Some of the text was lost on the way; the final answer is complete.",
   "chat.new": "More below",
 
@@ -168,6 +169,7 @@ const EN = {
   "answer.interpretation": "Interpretation",
   "answer.recommendations": "Recommendations",
   "answer.missing": "What is missing",
+  "answer.headline": "In short",
   "answer.sources": "Sources",
   "answer.actions": "Quick actions",
   "answer.text": "Whole text",
@@ -420,6 +422,7 @@ const PT = {
   "chat.queue_eta": "Posição {position} na fila, cerca de {seconds} s",
   "chat.working": "A ler o processo…",
   "chat.writing": "Em escrita, ainda não verificado",
+  "chat.again": "Interrompeu-se; está a ser escrita de novo desde o início.",
   "chat.stream_gap": "Parte do texto perdeu-se no caminho; a resposta final vem completa.",
   "chat.new": "Mais em baixo",
 
@@ -477,6 +480,7 @@ const PT = {
   "answer.interpretation": "Interpretação",
   "answer.recommendations": "Recomendações",
   "answer.missing": "O que falta",
+  "answer.headline": "Em resumo",
   "answer.sources": "Fontes",
   "answer.actions": "Ações rápidas",
   "answer.text": "Texto completo",

@@ -64,14 +64,23 @@ export class MessageList extends HTMLElement {
     else this._divider(row, item);
     if (atEnd) this.scrollTop = this.scrollHeight;
     else if (this._follow) this._pin();
-    this._new.hidden = this._atEnd();
+    this._tellBelow();
   }
 
   /** After one's own question its answer is what one wants to see. */
   follow() {
     this._follow = true;
     this._pin();
-    this._new.hidden = this._atEnd();
+    this._tellBelow();
+  }
+
+  /**
+   * "Below is more". Its place stays taken while the list can scroll: would the list grow when a person reaches the
+   * end, everything would move under their finger, and the tap would miss.
+   */
+  _tellBelow() {
+    this._new.hidden = this.scrollHeight <= this.clientHeight;
+    this._new.classList.toggle("at-end", this._atEnd());
   }
 
   _atEnd() {
@@ -96,7 +105,7 @@ export class MessageList extends HTMLElement {
   _scrolled() {
     // Whoever scrolls away reads something; the list stays there until they come back.
     this._follow = this._atEnd() || Math.abs(this.scrollTop - this._target()) < NEAR_PX;
-    this._new.hidden = this._atEnd();
+    this._tellBelow();
   }
 
   _exchange(row, item) {

@@ -191,9 +191,9 @@ class FakeChatd:
         self.hold_answers = False
         self._run(self._release())
 
-    def delta(self, idx: int, section: str, text: str) -> None:
+    def delta(self, idx: int, section: str, text: str, attempt: int = 1) -> None:
         """Stream a piece of text for the question that is held."""
-        self._run(self._delta(idx, section, text))
+        self._run(self._delta(idx, section, text, attempt))
 
     def queue(self, position: int, eta_ms: int) -> None:
         self._run(self._broadcast_held(position, eta_ms))
@@ -464,10 +464,11 @@ class FakeChatd:
         for session, frame, status in held:
             await self._answer(session, frame, status)  # type: ignore[arg-type]
 
-    async def _delta(self, idx: int, section: str, text: str) -> None:
+    async def _delta(self, idx: int, section: str, text: str, attempt: int) -> None:
         session, frame, _ = self._held[-1]
+        response_id = f"resp-{frame.client_msg_id}"
         for line in session.sockets:
-            await line.send(f.AiDelta(response_id=f"resp-{frame.client_msg_id}", idx=idx, section=section, text=text))
+            await line.send(f.AiDelta(response_id=response_id, idx=idx, section=section, text=text, attempt=attempt))
 
     async def _broadcast_held(self, position: int, eta_ms: int) -> None:
         session, frame, _ = self._held[-1]

@@ -325,10 +325,43 @@ def test_stop_ends_in_a_cancelled_answer(open_page: Open, fake: FakeChatd) -> No
     sign_in(page)
     fake.hold_answers = True
     ask(page, "What is critical?")
+    expect(page.locator("facts-card")).to_have_count(1)  # nothing moves below a person's finger any more
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("answer-bubble .banner")).to_contain_text("Stopped")
     expect(page.locator("answer-bubble .chip")).to_have_count(0)
     assert fake.of(f.Cancel)[0].client_msg_id == fake.of(f.UserMessage)[0].client_msg_id
+
+
+def test_stop_is_heard_while_text_streams(open_page: Open, fake: FakeChatd) -> None:
+    """A tap on Stop counts although words arrive between the finger's down and up."""
+    page = open_page()
+    sign_in(page)
+    fake.hold_answers = True
+    ask(page, "What is critical?")
+    expect(page.locator("facts-card")).to_have_count(1)
+    fake.delta(0, "findings", "ST elevation")
+    expect(page.locator("answer-bubble .stream")).to_contain_text("ST elevation")
+    page.get_by_role("button", name="Stop").hover()
+    page.mouse.down()
+    fake.delta(1, "findings", " V2-V6")
+    expect(page.locator("answer-bubble .stream")).to_contain_text("ST elevation V2-V6")
+    page.mouse.up()
+    expect(page.locator("answer-bubble .banner")).to_contain_text("Stopped")
+
+
+def test_answer_begun_again_drops_the_words_before(open_page: Open, fake: FakeChatd) -> None:
+    """Words of an attempt that broke off are not shown together with those of the next one."""
+    page = open_page()
+    sign_in(page)
+    fake.hold_answers = True
+    ask(page, "What is critical?")
+    expect(page.locator("facts-card")).to_have_count(1)
+    fake.delta(0, "findings", "half a sen")
+    expect(page.locator("answer-bubble .stream")).to_contain_text("half a sen")
+    fake.delta(1, "headline", "Again", attempt=2)
+    expect(page.locator("answer-bubble .stream")).to_have_text(re.compile("Again"))
+    expect(page.locator("answer-bubble")).not_to_contain_text("half a sen")
+    expect(page.locator("answer-bubble")).to_contain_text("written again")
 
 
 def test_session_timeout_clears_the_screen(open_page: Open, fake: FakeChatd) -> None:
