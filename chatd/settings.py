@@ -31,6 +31,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: Empty: SQLite in ``data_dir``. PostgreSQL by ``postgresql://``.
     ledger_url: str = ""
     engine: Engine = "none"
+    #: Folder of the model's files, or for mlx a hub's name of it.
+    model: str = ""
+    #: Where the vLLM server listens: http://HOST:PORT or unix:/PATH.
+    engine_url: str = ""
     #: Loads the demo hospital and serves its sign-in. Never on a real installation.
     demo: bool = False
     #: A folder with the hospital's own approved protocol pages, in place of those that chatd comes with.
@@ -81,10 +85,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: An unconfirmed proposal of a quick action lives this long.
     action_ttl_s: float = 900.0
 
+    # --- the model ---
+    #: Answers that one worker writes at once, and how many of these places only "stat" may take.
+    engine_slots: int = 20
+    engine_reserved_slots: int = 2
+    #: An answer is cut here and shown as incomplete.
+    answer_max_tokens: int = 700
+    #: 0: always the most probable word.
+    answer_temperature: float = 0.0
+    #: Questions that wait for the model in all, and of one doctor (waiting or being written).
+    queue_max_waiting: int = 400
+    queue_max_per_doctor: int = 5
+    #: A worker without progress for this long loses its answers to another one; it reports more often than that.
+    job_lease_s: float = 5.0
+    job_beat_s: float = 1.5
+    job_attempts: int = 2
+    #: A second asker of the same question joins an answer this young.
+    same_question_s: float = 60.0
+    #: One real token is made this often; without one for ``model_down_s`` the mode is ``facts_only``.
+    canary_interval_s: float = 5.0
+    model_down_s: float = 12.0
+    #: A phone is told when an answer that is being written says nothing for this long.
+    silence_s: float = 1.5
+    #: An engine that makes no step for this long while it should is killed and started again.
+    engine_stall_s: float = 20.0
+    #: Memory for finished work on shared beginnings of prompts.
+    prefix_cache_bytes: int = 4_294_967_296
+
     # --- bounds ---
     #: Durable frames kept per session; an older resume position gets ``too_far`` and a snapshot.
     session_log_events: int = 512
-    #: Prompt budget for ``chatd context show`` and, later, the model.
+    #: Prompt budget of a question, also for ``chatd context show``.
     prompt_budget_tokens: int = 6_000
     redis_max_connections: int = 64
 
@@ -112,17 +143,38 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "prompt_budget_tokens",
             "redis_max_connections",
             "jwt_max_ttl_s",
+            "engine_slots",
+            "answer_max_tokens",
+            "queue_max_waiting",
+            "queue_max_per_doctor",
+            "job_lease_s",
+            "job_beat_s",
+            "job_attempts",
+            "same_question_s",
+            "canary_interval_s",
+            "model_down_s",
+            "silence_s",
+            "engine_stall_s",
+            "prefix_cache_bytes",
         )
         for name in positive:
             if getattr(self, name) <= 0:
                 raise SettingsError(f"CHATD_{name.upper()} must be above 0")
-        for name in ("drain_spread_s", "drain_timeout_s"):
+        for name in ("drain_spread_s", "drain_timeout_s", "engine_reserved_slots", "answer_temperature"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"CHATD_{name.upper()} must not be negative")
         if not 0 <= self.port <= 65_535:
             raise SettingsError("CHATD_PORT must be between 0 and 65535")
         if self.outbox_bytes < 2 * self.max_frame_bytes:
             raise SettingsError("CHATD_OUTBOX_BYTES must hold at least two frames of CHATD_MAX_FRAME_BYTES")
+        if self.engine_reserved_slots >= self.engine_slots:
+            raise SettingsError(
+                "CHATD_ENGINE_RESERVED_SLOTS must leave at least one of CHATD_ENGINE_SLOTS to the others"
+            )
+        if self.job_lease_s < 2 * self.job_beat_s:
+            raise SettingsError("CHATD_JOB_LEASE_S must be at least twice CHATD_JOB_BEAT_S: one lost beat is no death")
+        if self.model_down_s <= self.canary_interval_s:
+            raise SettingsError("CHATD_MODEL_DOWN_S must be above CHATD_CANARY_INTERVAL_S")
         if self.demo and (self.jwt_public_key_file or self.jwt_jwks_file):
             raise SettingsError(
                 "the demo signs people in without a password and excludes a real identity provider: "
