@@ -1,11 +1,17 @@
 # chatd: `make run` shows it, `make test` proves it, `make help` lists the rest.
-.PHONY: help setup dev run test test-page check faults bench clean
+.PHONY: help setup setup-mlx setup-vllm-client dev run test test-page test-inference test-vllm check faults faults-inference bench bench-inference clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make .venv/ with the command chatd in it
 	@scripts/setup base
+
+setup-mlx: ## the same with mlx-lm, for `chatd infer --engine mlx` (Apple silicon; a Linux CPU for trying it)
+	@scripts/setup mlx
+
+setup-vllm-client: ## the same with what `chatd infer --engine vllm` needs (the vLLM server is installed apart)
+	@scripts/setup vllm
 
 dev: ## the same with what the tests need
 	@scripts/setup dev
@@ -16,7 +22,7 @@ run: setup ## start everything one machine needs on http://127.0.0.1:8080
 test: dev ## format, lint, types and all tests that fit in five minutes
 	@scripts/system-packages
 	@scripts/check
-	@.venv/bin/pytest -m "not heavy" $(ARGS)
+	@.venv/bin/pytest -m "not heavy and not inference and not vllm" $(ARGS)
 
 test-page: dev ## the page in every width, theme and language, with pictures in out/screens/
 	@scripts/system-packages
