@@ -24,6 +24,7 @@ OptionalText = Annotated[str, Meta(max_length=2000)]
 Urgency = Literal["routine", "urgent", "stat"]
 Status = Literal["completed", "cancelled", "incomplete", "failed", "blocked", "degraded"]
 Mode = Literal["normal", "slow", "facts_only"]
+QueueState = Literal["waiting", "running", "stalled", "restarted"]
 GapReason = Literal["first", "epoch_changed", "expired", "too_far"]
 
 
@@ -458,12 +459,18 @@ class Accepted(Frame, frozen=True, kw_only=True, tag="accepted"):
 
 
 class Queue(Frame, frozen=True, kw_only=True, tag="queue"):
-    """Position in the inference queue; only on change, at most once a second."""
+    """Where a question stands with the model; only on change, positions at most once a second.
+
+    ``state``: ``waiting`` at ``position`` (1 is next) for about ``eta_ms``; ``running``; ``stalled``: it is being
+    written and has said nothing for a while; ``restarted``: its worker was lost, what was shown is void, it waits
+    again. ``position`` is 0 where it does not wait or its place is not known.
+    """
 
     response_id: str
     lane: str
     position: int
     eta_ms: int | None = None
+    state: QueueState = "waiting"
 
 
 class Facts(Frame, frozen=True, kw_only=True, tag="facts"):
@@ -498,7 +505,10 @@ class AiDelta(Frame, frozen=True, kw_only=True, tag="ai_delta"):
 
 
 class AiResponse(Frame, frozen=True, kw_only=True, tag="ai_response"):
-    """The one final answer to an accepted question. Durable."""
+    """The one final answer to an accepted question. Durable.
+
+    ``is_shared``: the words were written for the same question of a colleague a moment ago.
+    """
 
     response_id: str
     content: Content
@@ -518,6 +528,7 @@ class AiResponse(Frame, frozen=True, kw_only=True, tag="ai_response"):
     attempt: int = 1
     mode: Mode = "facts_only"
     notice: str = ""
+    is_shared: bool = False
     epoch: str = ""
     seq: int = 0
 
@@ -623,6 +634,13 @@ class Presence(Frame, frozen=True, kw_only=True, tag="presence"):
     client_msg_id: str | None = None
 
 
+class ModeChange(Frame, frozen=True, kw_only=True, tag="mode"):
+    """The model has come, gone, or become slow; to every open connection, whoever asks what."""
+
+    mode: Mode
+    model: ModelState
+
+
 class Pong(Frame, frozen=True, kw_only=True, tag="pong"):
     t: Any = None
     server_time: str = ""
@@ -662,6 +680,7 @@ ServerFrame = (
     | Context
     | Stale
     | Presence
+    | ModeChange
     | Pong
     | Error
     | Goaway

@@ -38,6 +38,7 @@ from .frames import (
     GapReason,
     Goaway,
     Hello,
+    ModeChange,
     Ping,
     Pong,
     PresenceSet,
@@ -128,7 +129,16 @@ MAY_SEND: Final[Mapping[Channel, frozenset[type[Frame]]]] = {
     "push": frozenset({Ack, AlertResponse, Refresh, Ping}),
     "board": frozenset({Ack, Refresh, Ping}),
 }
-_ALWAYS: Final[tuple[type[Frame], ...]] = (Welcome, Snapshot, Accepted, Pong, Error, Goaway, *ALERT_DURABLE)
+_ALWAYS: Final[tuple[type[Frame], ...]] = (
+    Welcome,
+    Snapshot,
+    Accepted,
+    ModeChange,
+    Pong,
+    Error,
+    Goaway,
+    *ALERT_DURABLE,
+)
 #: What may be sent to a channel; None: everything. Neither of the others shows a patient's data.
 MAY_GET: Final[Mapping[Channel, tuple[type[Frame], ...] | None]] = {"app": None, "push": _ALWAYS, "board": _ALWAYS}
 
@@ -345,6 +355,10 @@ class Session:
     def unanswered(self) -> frozenset[str]:
         """Response ids this connection has begun to show and not seen the end of; empty: drained."""
         return frozenset(self._next_idx)
+
+    def is_finished(self, response_id: str) -> bool:
+        """Whether this connection was sent the answer: neither text nor a place in the queue may follow it."""
+        return response_id in self._finished
 
     def next_idx(self, response_id: str) -> int:
         """The ``idx`` of the next ``ai_delta`` of a response on this connection, from 0."""

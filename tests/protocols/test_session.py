@@ -813,3 +813,23 @@ def test_resume_plan_is_all_or_nothing(seq: int, epoch: str, last_seq: int, kept
     else:
         assert not replayed
         assert not (known and epoch == EPOCH and first_seq <= seq + 1 <= last_seq + 1)
+
+
+@pytest.mark.parametrize("channel", ["app", "push", "board"])
+def test_mode_goes_to_every_channel(channel: Any) -> None:
+    """Whether the model writes is told to everybody, and moves no cursor."""
+    session = active(channel=channel)
+    before = session.seq, session.alert_seq
+    session.sending(of("mode"))
+    assert (session.seq, session.alert_seq) == before
+
+
+def test_is_finished_from_the_answer_on() -> None:
+    """A response is finished when its answer has been sent, and no place in the queue may follow it."""
+    session = active()
+    session.sending(of("queue", response_id="r-1"))
+    assert not session.is_finished("r-1")
+    session.sending(answer(1))
+    assert session.is_finished("r-1")
+    with pytest.raises(LocalProtocolError):
+        session.sending(of("queue.stalled", response_id="r-1"))
