@@ -1,0 +1,33 @@
+"""The scripted engine keeps the promises of the seam."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+pytest.register_assert_rewrite("tests.inference.conformance")
+
+from chatd.inference.scripted import ScriptedEngine, ScriptedTokens  # noqa: E402
+from tests.inference.conformance import Conformance, Rig  # noqa: E402
+
+ACTIONS = ("order_ecg", "notify_icu", "order_troponin")
+
+
+async def _make() -> ScriptedEngine:
+    engine = ScriptedEngine(slots=4, reserved=1, step_ms=0.5)
+    await engine.start()
+    return engine
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rig() -> AsyncIterator[Rig]:
+    engine = await _make()
+    grammar = "|".join(f'"{action}"' for action in ACTIONS)
+    yield Rig(engine=engine, make=_make, tokens=ScriptedTokens(), actions=ACTIONS, grammar=grammar)
+    await engine.stop(0)
+
+
+class TestScripted(Conformance):
+    """The whole suite on the scripted engine."""
