@@ -11,7 +11,7 @@
         pass
 
 Engine, fixture and tests of the module share one event loop. No test asserts a time; how long a slot took to come free
-is recorded in ``Rig.freed_ms`` and printed at the end.
+is kept in ``Rig.freed_ms`` and printed at the end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import Any, Protocol
 
 import msgspec
@@ -73,6 +73,7 @@ class Rig(msgspec.Struct, kw_only=True):
     replies: int = 50
     reply_tokens: int = 400
     freed_ms: dict[str, list[float]] = msgspec.field(default_factory=dict)
+    counts: dict[str, int] = msgspec.field(default_factory=dict)
     _ids: int = 0
 
     def prompt(self, *parts: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
@@ -172,15 +173,14 @@ class Conformance:
     @classmethod
     def _figures(cls, rig: Rig, request: pytest.FixtureRequest) -> Iterator[None]:
         yield
-        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-        for stage, times in sorted(rig.freed_ms.items()):
-            line = f"  {rig.engine.info.engine}: ms until the slot is free after {stage}: " + ", ".join(
-                f"{value:.1f}" for value in times
-            )
-            if reporter is not None:
-                reporter.write_line(line)
-            else:
-                print(line)
+        capture = request.config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
+            print()
+            for stage, figures in sorted(rig.freed_ms.items()):
+                shown = ", ".join(f"{value:.1f}" for value in figures)
+                print(f"  {rig.engine.info.engine}: ms until the slot is free, {stage}: {shown}")
+            for what, number in sorted(rig.counts.items()):
+                print(f"  {rig.engine.info.engine}: {what}: {number}")
 
     # --- one Finished, whole text ---
 
@@ -240,7 +240,7 @@ class Conformance:
             assert finished.text == expected.text
             assert finished.reason == expected.reason
             hits += finished.prefix_hit_tokens
-        rig.freed_ms.setdefault("(prefix tokens hit, no time)", []).append(hits)
+        rig.counts["tokens of prompts that were at hand, three prompts"] = hits
 
     async def test_warming_twice_gives_the_same_tokens(self, rig: Rig) -> None:
         """The second call finds the work done and says the same number."""
@@ -428,7 +428,7 @@ class Conformance:
                 assert last.startswith("Actions: ")
                 ids = last.removeprefix("Actions: ").split(", ")
                 assert ids == ["none"] or set(ids) <= set(rig.actions)
-        rig.freed_ms.setdefault("(replies that came to their end, no time)", []).append(ended)
+        rig.counts[f"of {rig.replies} replies came to their end"] = ended
 
     # --- the engine's own end ---
 
