@@ -1,0 +1,232 @@
+-- Stands before every script of the queue: its keys and the steps that several scripts share.
+--
+-- KEYS[1] is the hash of the queue's own numbers; it brings the script to the one slot of the hash tag {queue}. The
+-- other keys depend on what is found in it, so they are computed here, all under that tag:
+--   chatd:{queue}:state            hash: seq, fence, run, service, clock:LANE (virtual time of a lane)
+--   chatd:{queue}:lane:LANE        sorted set of waiting jobs 'SEQ|job_id' by turn; equal turns by SEQ, as they came
+--   chatd:{queue}:turns:LANE       sorted set of doctors by their next turn, those with one later than the clock
+--   chatd:{queue}:deadlines        sorted set of all waiting jobs by deadline
+--   chatd:{queue}:ageing           sorted set of waiting jobs by when they are promoted
+--   chatd:{queue}:running          sorted set of jobs in a worker's hands by when they were claimed
+--   chatd:{queue}:leases           sorted set of the same jobs by when their lease ends
+--   chatd:{queue}:workers          hash: worker -> 'at_ms state slots reserved json'
+--   chatd:{queue}:dead             list of the last jobs whose attempts were spent
+--   chatd:{queue}:job:ID           hash of one job; :results:ID its stream; :followers:ID set of who waits for it
+--   chatd:{queue}:doctor:ID        set of a doctor's live jobs
+--   chatd:{queue}:same:KEY         the job that answers this question
+--   chatd:{queue}:sent:SENDER      'BATCH refused ids' of the last batch of events that a worker's process has sent
+--
+-- A turn is a start tag of start-time fair queueing with cost 1: a doctor's next job stands one turn after the last
+-- one, and a doctor who has waited for nothing joins at the lane's clock, the turn of the last claim. Turns are whole
+-- numbers far below 2^53, so sorted sets hold them exactly.
+-- ARGV[1]: limits and lanes (msgpack), ARGV[2]: now_ms.
+local BASE = 'chatd:{queue}:'
+local STATE = KEYS[1]
+local DEADLINES, AGEING, RUNNING, LEASES = BASE .. 'deadlines', BASE .. 'ageing', BASE .. 'running', BASE .. 'leases'
+local WORKERS, DEAD, BELL = BASE .. 'workers', BASE .. 'dead', BASE .. 'bell'
+local LIMITS = cmsgpack.unpack(ARGV[1])
+local NOW = tonumber(ARGV[2])
+-- What is left of an overdue text is anybody's guess; a quarter of the usual time keeps the forecast from saying now.
+local OVERDUE_PART = 4
+
+local LANE = {}
+for i, lane in ipairs(LIMITS.lanes) do
+  LANE[lane.name] = lane
+  lane.rank = i
+  lane.key = BASE .. 'lane:' .. lane.name
+  lane.turns = BASE .. 'turns:' .. lane.name
+  lane.clock = 'clock:' .. lane.name
+end
+local TOP = LIMITS.lanes[1]
+
+local function job_key(id) return BASE .. 'job:' .. id end
+local function results_key(id) return BASE .. 'results:' .. id end
+local function followers_key(id) return BASE .. 'followers:' .. id end
+local function doctor_key(doctor) return BASE .. 'doctor:' .. doctor end
+
+-- A job's fields but its payload; nil when it is gone.
+local function load_job(id)
+  local f = redis.call('HMGET', job_key(id), 'state', 'doctor', 'lane', 'turn', 'seq', 'since', 'deadline',
+    'attempt', 'fence', 'worker', 'stop', 'at', 'claimed', 'ended')
+  if not f[1] then
+    return nil
+  end
+  return {
+    id = id, state = f[1], doctor = f[2], lane = LANE[f[3]], turn = tonumber(f[4]), seq = f[5], since = tonumber(f[6]),
+    deadline = tonumber(f[7]), attempt = tonumber(f[8]), fence = f[9], worker = f[10], stop = f[11] == '1',
+    at = tonumber(f[12]), claimed = tonumber(f[13]), ended = f[14],
+  }
+end
+
+local function add_event(job, kind, ...)
+  redis.call('XADD', results_key(job.id), '*', 'k', kind, 'a', job.attempt, ...)
+end
+
+local function keep_for(id, ms)
+  redis.call('PEXPIRE', job_key(id), ms)
+  redis.call('PEXPIRE', results_key(id), ms)
+  redis.call('PEXPIRE', followers_key(id), ms)
+end
+
+local function ring(kind, ids)
+  if #ids > 0 then
+    redis.call('PUBLISH', BELL, kind .. ' ' .. table.concat(ids, ' '))
+  end
+end
+
+-- A lane where nobody waits forgets who has had how many turns: its clock goes on from the latest of them.
+local function rest_if_empty(lane)
+  if redis.call('EXISTS', lane.key) == 0 then
+    local last = redis.call('ZRANGE', lane.turns, -1, -1, 'WITHSCORES')
+    if last[2] then
+      redis.call('HSET', STATE, lane.clock, last[2])
+      redis.call('DEL', lane.turns)
+    end
+  end
+end
+
+local function clock_of(lane)
+  return tonumber(redis.call('HGET', STATE, lane.clock) or '0')
+end
+
+-- The turn that the doctor's next job in this lane gets.
+local function next_turn(lane, doctor)
+  return math.max(clock_of(lane), tonumber(redis.call('ZSCORE', lane.turns, doctor) or '0'))
+end
+
+-- Put a job into a lane's line at its turn.
+local function stand(job)
+  redis.call('ZADD', job.lane.key, job.turn, job.seq .. '|' .. job.id)
+  redis.call('ZADD', DEADLINES, job.deadline, job.id)
+  if job.lane.promote_after_ms then
+    redis.call('ZADD', AGEING, job.since + job.lane.promote_after_ms, job.id)
+  end
+  for _, key in ipairs({job.lane.key, DEADLINES, AGEING}) do
+    redis.call('PEXPIRE', key, LIMITS.life_ms)
+  end
+end
+
+-- Let a job join a lane behind its doctor's others.
+local function join_lane(job, lane)
+  job.lane, job.turn, job.since, job.state = lane, next_turn(lane, job.doctor), NOW, 'waiting'
+  job.seq = string.format('%016.0f', redis.call('HINCRBY', STATE, 'seq', 1))
+  redis.call('HSET', job_key(job.id), 'lane', lane.name, 'turn', job.turn, 'seq', job.seq, 'since', NOW,
+    'state', 'waiting')
+  redis.call('ZADD', lane.turns, job.turn + 1, job.doctor)
+  redis.call('PEXPIRE', lane.turns, LIMITS.life_ms)
+  redis.call('PEXPIRE', STATE, LIMITS.state_ms)
+  stand(job)
+end
+
+-- Take a waiting job out without a claim. The doctor's later jobs in this lane move up by one turn each, so that a
+-- question taken back costs its doctor nothing; none moves before the clock or before where this one stood.
+local function leave_lane(job)
+  local lane = job.lane
+  redis.call('ZREM', lane.key, job.seq .. '|' .. job.id)
+  redis.call('ZREM', DEADLINES, job.id)
+  redis.call('ZREM', AGEING, job.id)
+  local later = {}
+  for _, id in ipairs(redis.call('SMEMBERS', doctor_key(job.doctor))) do
+    local other = id ~= job.id and load_job(id)
+    if other and other.state == 'waiting' and other.lane == lane and other.turn > job.turn then
+      later[#later + 1] = other
+    end
+  end
+  table.sort(later, function(a, b) return a.turn < b.turn end)
+  local clock, free = clock_of(lane), job.turn
+  for _, other in ipairs(later) do
+    local turn = math.max(free, clock)
+    if turn >= other.turn then
+      free = nil
+      break
+    end
+    redis.call('ZADD', lane.key, turn, other.seq .. '|' .. other.id)
+    redis.call('HSET', job_key(other.id), 'turn', turn)
+    free = other.turn
+  end
+  if free and tonumber(redis.call('ZSCORE', lane.turns, job.doctor) or '-1') == free + 1 then
+    if free > clock then
+      redis.call('ZADD', lane.turns, free, job.doctor)
+    else
+      redis.call('ZREM', lane.turns, job.doctor)
+    end
+  end
+  rest_if_empty(lane)
+end
+
+-- Write the one `ended` event of a live job. The caller has taken a waiting one out of its lane.
+local function end_job(job, reason, code, sealed)
+  if sealed then
+    add_event(job, 'ended', 's', sealed)
+  else
+    add_event(job, 'ended', 'r', reason, 'e', code)
+  end
+  job.state, job.ended = 'ended', reason
+  redis.call('HSET', job_key(job.id), 'state', 'ended', 'ended', reason)
+  redis.call('HDEL', job_key(job.id), 'payload')
+  redis.call('ZREM', RUNNING, job.id)
+  redis.call('ZREM', LEASES, job.id)
+  redis.call('SREM', doctor_key(job.doctor), job.id)
+  keep_for(job.id, LIMITS.keep_ms)
+end
+
+-- End the waiting jobs whose deadline has passed; returns their ids.
+local function end_late()
+  local ended = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', NOW)) do
+    local job = load_job(id)
+    if job and job.state == 'waiting' then
+      leave_lane(job)
+      end_job(job, 'deadline', '')
+      ended[#ended + 1] = id
+    else
+      redis.call('ZREM', DEADLINES, id)
+    end
+  end
+  return ended
+end
+
+-- The place of a job with `ahead` jobs before it in its own lane (chatd/inference/order.py, `place_of`).
+local function place_of(lane, ahead)
+  local others, before = 0, ahead
+  for i, other in ipairs(LIMITS.lanes) do
+    if i > 1 then
+      others = others + redis.call('ZCARD', other.key)
+      if i < lane.rank then
+        before = before + redis.call('ZCARD', other.key)
+      end
+    end
+  end
+  local run, turns = tonumber(redis.call('HGET', STATE, 'run') or '0'), LIMITS.stat_run - 1
+  if lane == TOP then
+    return ahead + math.min(others, math.floor((ahead + run) / turns)) + 1
+  end
+  return before + 1 + math.min(redis.call('ZCARD', TOP.key), (before + 1) * turns - run)
+end
+
+local function service_ms()
+  return tonumber(redis.call('HGET', STATE, 'service') or LIMITS.service_ms)
+end
+
+-- When the job at this place begins, and the live slots its lane may use (order.py, `eta_ms`); nil without slots.
+local function forecast(lane, place)
+  local slots, service, left = 0, service_ms(), {}
+  local states = redis.call('HVALS', WORKERS)
+  for _, state in ipairs(states) do
+    local at, phase, all, reserved = string.match(state, '^(%d+) (%a+) (%d+) (%d+) ')
+    if phase == 'ready' and NOW - tonumber(at) <= LIMITS.stale_ms then
+      slots = slots + all - (lane == TOP and 0 or reserved)
+    end
+  end
+  if slots < 1 then
+    return nil, 0
+  end
+  local running = redis.call('ZRANGE', RUNNING, 0, -1, 'WITHSCORES')
+  for i = 2, #running, 2 do
+    local rest = tonumber(running[i]) + service - NOW
+    left[#left + 1] = rest > 0 and math.min(rest, service) or math.floor(service / OVERDUE_PART)
+  end
+  table.sort(left)
+  local nth, rounds = (place - 1) % slots, math.floor((place - 1) / slots)
+  return (left[#left - slots + nth + 1] or 0) + rounds * service, slots
+end

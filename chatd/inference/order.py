@@ -1,0 +1,68 @@
+"""In what order waiting jobs are begun, and when: pure rules over a snapshot of the queue.
+
+The scripts decide in the same way (``place_of`` and ``forecast`` in common.lua); the tests hold the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from chatd.inference.lanes import LANES, STAT_RUN, Lane, LaneName
+
+#: A text that has taken longer than the usual time is given this part of it once more: nobody knows how long it takes,
+#: and the forecast must not say "now" for as long as it runs.
+_OVERDUE_PART: Final = 4
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a job waits. ``position`` 1 is next. ``eta_ms``: until its text begins; None while no worker lives."""
+
+    lane: LaneName
+    position: int
+    eta_ms: int | None
+
+
+def claim_order(
+    waiting: Mapping[LaneName, Sequence[str]], *, run: int, lanes: Sequence[Lane] = LANES, stat_run: int = STAT_RUN
+) -> list[tuple[LaneName, str]]:
+    """The jobs as (lane, id) in the order in which claims for slots that anything may take get them.
+
+    Args:
+        waiting: each lane's jobs, by turn.
+        run: claims in a row that have gone to the first lane while others waited.
+        stat_run: of this many claims in a row one goes to another lane than the first, at least 2.
+    """
+    top = lanes[0].name
+    urgent = [(top, job_id) for job_id in waiting.get(top, ())]
+    others = [(lane.name, job_id) for lane in lanes[1:] for job_id in waiting.get(lane.name, ())]
+    order: list[tuple[LaneName, str]] = []
+    for other in others:
+        turns = max(0, stat_run - 1 - run)
+        order += urgent[:turns]
+        urgent = urgent[turns:]
+        order.append(other)
+        run = 0
+    return order + urgent
+
+
+def eta_ms(position: int, *, slots: int, running_since: Sequence[int], service_ms: int, now_ms: int) -> int | None:
+    """When the job at ``position`` begins, if every text takes ``service_ms``; None without slots.
+
+    Args:
+        slots: slots that may take the job, free or not.
+        running_since: when each running text was begun; with more of them than slots, the first ones to end free none.
+    """
+    if slots < 1:
+        return None
+    left = sorted(_left_ms(since + service_ms - now_ms, service_ms) for since in running_since)
+    left = ([0] * (slots - len(left)) + left)[-slots:]
+    # Equal times and no text longer than one of them: the slots come free in the same order in every round.
+    rounds, nth = divmod(position - 1, slots)
+    return left[nth] + rounds * service_ms
+
+
+def _left_ms(left_ms: int, service_ms: int) -> int:
+    return min(left_ms, service_ms) if left_ms > 0 else service_ms // _OVERDUE_PART

@@ -1,0 +1,68 @@
+-- Heal what went wrong without anybody there to see it: lost workers, passed deadlines, long waits.
+-- ARGV: limits, now_ms, a worker known to be dead or ''.
+-- Returns: how many jobs were touched.
+local dead, lost, told, touched = ARGV[3], {}, {}, 0
+local function give_back(job)
+  if job.stop then
+    end_job(job, 'cancelled', '')
+  elseif job.deadline <= NOW then
+    end_job(job, 'deadline', '')
+  elseif job.attempt >= LIMITS.max_attempts then
+    end_job(job, 'error', 'model_unavailable')
+    redis.call('LPUSH', DEAD, job.id)
+    redis.call('LTRIM', DEAD, 0, LIMITS.max_dead - 1)
+    redis.call('PEXPIRE', DEAD, LIMITS.state_ms)
+  else
+    -- At the turn it had, so before all who came later, its doctor's others among them.
+    redis.call('HSET', job_key(job.id), 'state', 'waiting', 'worker', '')
+    redis.call('ZREM', RUNNING, job.id)
+    redis.call('ZREM', LEASES, job.id)
+    stand(job)
+    add_event(job, 'restart')
+    lost[#lost + 1] = job.id
+  end
+  told[#told + 1] = job.id
+end
+local leases = redis.call('ZRANGE', LEASES, 0, -1, 'WITHSCORES')
+for i = 1, #leases, 2 do
+  local id, until_ms = leases[i], tonumber(leases[i + 1])
+  local job = load_job(id)
+  if not job or job.state ~= 'running' then
+    redis.call('ZREM', LEASES, id)
+    redis.call('ZREM', RUNNING, id)
+  elseif dead ~= '' then
+    if job.worker == dead then
+      give_back(job)
+    end
+  elseif until_ms <= NOW or job.deadline + LIMITS.stale_ms <= NOW then
+    -- The second: its worker has been told to stop for long and beats on.
+    give_back(job)
+  end
+end
+if dead ~= '' then
+  redis.call('HDEL', WORKERS, dead)
+else
+  for _, id in ipairs(end_late()) do
+    told[#told + 1] = id
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', AGEING, '-inf', NOW)) do
+    local job = load_job(id)
+    if job and job.state == 'waiting' and job.lane.promote_to then
+      leave_lane(job)
+      join_lane(job, LANE[job.lane.promote_to])
+      touched = touched + 1
+    else
+      redis.call('ZREM', AGEING, id)
+    end
+  end
+  local states = redis.call('HGETALL', WORKERS)
+  for i = 1, #states, 2 do
+    if NOW - tonumber(string.match(states[i + 1], '^(%d+) ')) > LIMITS.stale_ms then
+      redis.call('HDEL', WORKERS, states[i])
+    end
+  end
+end
+ring('lost', lost)
+ring('work', lost)
+ring('results', told)
+return touched + #told
