@@ -1,0 +1,818 @@
+"""The number lock: no number of a generated text that was not given, with its unit, and as what it was given.
+
+A wrong number that passes harms somebody, a right one held back only annoys: what cannot be read for certain is not
+supported. Decided here: values are compared digit for digit ("1.0", "1,0" and "1" are one, 5.34 is not 5.3); nothing
+is converted or rounded; a unit that stands there must be the same; a number beside the name of a result, a score or a
+medicine must have been given for it; a bound ("< 0.04", "3.5 to 5.1") is no result; a time stands beside a value only
+as it was given with it. Free are counts from one to ten in words ("two critical results") and ordinals in words
+("second"); a word before a unit ("two tablets"), "twice daily", "half" and "double" are numbers like others.
+Pure and total: any text in, no exception out; no text of a record is kept beyond the object.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Final, Literal
+
+import msgspec
+
+from chatd.safety.medication import drugs_in
+from context.text import fold, without_accents
+
+#: Lines longer than this are not read: nothing that a model may write is.
+MAX_CHARS: Final = 4_000
+
+Kind = Literal["number", "range", "ratio", "date", "time", "label", "code", "frequency", "factor", "sign"]
+
+
+class Vocabulary(msgspec.Struct, frozen=True):
+    """Names that tie a number to a thing.
+
+    names: words (folded, one blank between) to the ids of what they name. cased: words that count only in one of
+    these spellings ("na" is Portuguese for "in the", "Na" is sodium).
+    """
+
+    names: Mapping[str, frozenset[str]]
+    cased: Mapping[str, tuple[str, ...]] = {}
+
+
+class Given(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of what a model was given.
+
+    about: ids (see ``Vocabulary``) of what its numbers are of, where the line does not say so itself. group: lines
+    of one entry have one number: a value and its time may stand in two of them. is_free: written by a person, so that
+    "1.125" may be a thousand.
+    """
+
+    text: str
+    about: frozenset[str] = frozenset()
+    group: int = 0
+    is_free: bool = False
+
+
+class Mention(msgspec.Struct, frozen=True, kw_only=True):
+    """A number as a text has it. ``start`` and ``end`` lie in the normalised text.
+
+    values: of a range or ratio two, of a date year (0 without one), month and day (0), of a time hour and minute;
+    () where it cannot be read for certain, then only the very same ``raw`` counts. unit: canonical, "" without one.
+    is_bound: behind a comparator or a word for one. direction: of the comparator, 1 above, -1 below, 0 none.
+    """
+
+    kind: Kind
+    raw: str
+    start: int
+    end: int
+    values: tuple[Decimal, ...] = ()
+    unit: str = ""
+    names: frozenset[str] = frozenset()
+    is_bound: bool = False
+    direction: int = 0
+    is_word: bool = False
+    following: str = ""
+    group: int = 0
+
+
+# --- units ---------------------------------------------------------------------------------------------------
+
+#: Spellings of the parts of a unit, folded; anything else stands for itself.
+_PARTS: Final[dict[str, str]] = {
+    **dict.fromkeys(("mcg", "ug", "microg", "micrograms", "microgram", "microgramas", "micrograma"), "ug"),
+    **dict.fromkeys(("mg", "mgs", "milligrams", "milligram", "miligramas", "miligrama"), "mg"),
+    **dict.fromkeys(("g", "gr", "gram", "grams", "grama", "gramas"), "g"),
+    **dict.fromkeys(("kg", "kgs", "kilograms", "quilogramas", "quilos"), "kg"),
+    **dict.fromkeys(("ml", "mls", "cc", "millilitres", "milliliters", "mililitros"), "ml"),
+    **dict.fromkeys(("l", "litre", "litres", "liter", "liters", "litro", "litros"), "l"),
+    **dict.fromkeys(("u", "iu", "ui", "unit", "units", "unidade", "unidades"), "u"),
+    **dict.fromkeys(("min", "mins", "minute", "minutes", "minuto", "minutos"), "min"),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours", "hora", "horas"), "h"),
+    **dict.fromkeys(("s", "sec", "secs", "seconds", "segundos"), "s"),
+    **dict.fromkeys(("d", "day", "days", "dia", "dias"), "d"),
+    **dict.fromkeys(("week", "weeks", "wk", "wks", "semana", "semanas"), "wk"),
+    **dict.fromkeys(("month", "months", "mes", "meses"), "mo"),
+    **dict.fromkeys(("year", "years", "yr", "yrs", "yo", "ano", "anos"), "y"),
+    **dict.fromkeys(("meq", "mval"), "meq"),
+    **dict.fromkeys(("mmhg", "mm[hg]"), "mmhg"),
+    **dict.fromkeys(("%", "percent", "por cento"), "%"),
+    **dict.fromkeys(("°c", "c", "cel", "celsius", "graus"), "°c"),
+    **dict.fromkeys(("°f", "f", "fahrenheit"), "°f"),
+    **dict.fromkeys(("m2", "m^2"), "m2"),
+    **dict.fromkeys(("tablet", "tablets", "tab", "tabs", "comprimido", "comprimidos", "cp"), "tablet"),
+    **dict.fromkeys(("capsule", "capsules", "capsula", "capsulas"), "capsule"),
+    **dict.fromkeys(("ampoule", "ampoules", "ampola", "ampolas", "vial", "vials"), "ampoule"),
+    **dict.fromkeys(("drop", "drops", "gota", "gotas"), "drop"),
+    **dict.fromkeys(("puff", "puffs"), "puff"),
+    **dict.fromkeys(("dose", "doses"), "dose"),
+    **dict.fromkeys(("bolus", "boluses", "bolos"), "bolus"),
+    **dict.fromkeys(("time", "times", "vez", "vezes", "x", "fold"), "times"),
+    **dict.fromkeys(("point", "points", "ponto", "pontos"), "point"),
+    **dict.fromkeys(("ul", "mcl", "mm3"), "ul"),
+}
+_WHOLE: Final[dict[str, str]] = {
+    **dict.fromkeys(
+        ("bpm", "beats/min", "breaths/min", "beats per minute", "breaths per minute", "batimentos/min", "rpm", "cpm",
+         "ciclos/min", "resp/min", "respirations/min"), "/min"
+    ),
+    **dict.fromkeys(("k/ul", "k/mcl", "10^3/ul", "10*3/ul", "10^3/mcl", "giga/l", "10*9/l"), "10^9/l"),
+    **dict.fromkeys(("10*12/l", "10^6/ul", "10*6/ul", "m/ul"), "10^12/l"),
+}  # fmt: skip
+#: Units by themselves, beside the parts above.
+_SINGLE: Final = (
+    "mmol", "umol", "nmol", "pmol", "mol", "ng", "pg", "fl", "mosm", "kpa", "cmh2o", "cm", "mm", "m", "ms", "msec",
+    "j", "joule", "joules", "mcu", "miu", "w", "v", "mv", "ma", "fr", "bpm", "rpm", "cpm", "lb", "lbs", "kcal", "pack",
+    "packs",
+)  # fmt: skip
+#: A span of time or a share needs no name beside it: "repeat potassium in 2 hours" is no potassium of 2.
+_TIME_UNITS: Final = frozenset({"min", "h", "s", "d", "wk", "mo", "y"})
+_AREA = r"/1[.,]73 ?m\^?2"
+_POWER = r"(?:x ?)?10 ?[\^*] ?\d{1,2}(?:/[a-z0-9]{1,4})?"
+
+
+def _spelled(words: Iterable[str]) -> str:
+    return "|".join(re.escape(word) for word in sorted(words, key=lambda word: (-len(word), word)))
+
+
+_UNIT: Final = re.compile(
+    rf"[ -]?(?:{_POWER}"
+    r"|(?:(?:beats|breaths) per minute)"
+    rf"|(?:{_spelled((*_PARTS, *_SINGLE))})(?:(?: ?/ ?|/)(?:\d{{1,3}} ?)?[a-z][a-z0-9^]{{0,6}}){{1,3}}(?:{_AREA})?"
+    r"|(?!and/|e/)[a-z]{1,6}(?:/[a-z][a-z0-9^]{0,6}){1,3}"
+    rf"|(?:{_spelled((*_PARTS, *_SINGLE))})"
+    rf"|/ ?(?:{_spelled(_PARTS)})(?:{_AREA})?)"
+    r"(?![a-z0-9\[^*°])",
+)
+
+
+def unit_id(unit: str) -> str:
+    """The one spelling of a unit: "µg / mL", "mcg/mL" are "ug/ml"; unknown parts stand for themselves."""
+    bare = fold(unit).replace("[", "").replace("]", "")
+    bare = re.sub(r" ?([/^*]) ?", r"\1", bare.strip(" -"))
+    bare = re.sub(r"^x ?(?=10)", "", bare).replace("10*", "10^")
+    if bare in _WHOLE:
+        return _WHOLE[bare]
+    if bare in _PARTS:
+        return _PARTS[bare]
+    parts = [_PARTS.get(part.replace(",", "."), part.replace(",", ".")) for part in bare.split("/")]
+    joined = "/".join(parts)
+    return _WHOLE.get(joined, joined)
+
+
+# --- words ---------------------------------------------------------------------------------------------------
+
+_WORDS: Final[dict[str, int]] = {
+    **dict.fromkeys(("zero",), 0),
+    **dict.fromkeys(("one", "um", "uma"), 1),
+    **dict.fromkeys(("two", "dois", "duas"), 2),
+    **dict.fromkeys(("three", "tres"), 3),
+    **dict.fromkeys(("four", "quatro"), 4),
+    **dict.fromkeys(("five", "cinco"), 5),
+    **dict.fromkeys(("six", "seis"), 6),
+    **dict.fromkeys(("seven", "sete"), 7),
+    **dict.fromkeys(("eight", "oito"), 8),
+    **dict.fromkeys(("nine", "nove"), 9),
+    **dict.fromkeys(("ten", "dez"), 10),
+    **dict.fromkeys(("eleven", "onze"), 11),
+    **dict.fromkeys(("twelve", "doze"), 12),
+    **dict.fromkeys(("thirteen", "treze"), 13),
+    **dict.fromkeys(("fourteen", "catorze", "quatorze"), 14),
+    **dict.fromkeys(("fifteen", "quinze"), 15),
+    **dict.fromkeys(("sixteen", "dezasseis", "dezesseis"), 16),
+    **dict.fromkeys(("seventeen", "dezassete", "dezessete"), 17),
+    **dict.fromkeys(("eighteen", "dezoito"), 18),
+    **dict.fromkeys(("nineteen", "dezanove", "dezenove"), 19),
+    **dict.fromkeys(("twenty", "vinte"), 20),
+    **dict.fromkeys(("thirty", "trinta"), 30),
+    **dict.fromkeys(("forty", "quarenta"), 40),
+    **dict.fromkeys(("fifty", "cinquenta"), 50),
+    **dict.fromkeys(("sixty", "sessenta"), 60),
+    **dict.fromkeys(("seventy", "setenta"), 70),
+    **dict.fromkeys(("eighty", "oitenta"), 80),
+    **dict.fromkeys(("ninety", "noventa"), 90),
+    **dict.fromkeys(("hundred", "cem", "cento", "duzentos", "trezentos", "quatrocentos", "quinhentos"), 100),
+    **dict.fromkeys(("thousand", "mil", "million", "milhao", "milhoes"), 1000),
+}
+#: The count in words up to which a number without a unit is nobody's dose.
+_FREE_COUNT: Final = 10
+_FREQUENCY: Final[dict[str, int]] = {
+    **dict.fromkeys(("once daily", "once a day", "od", "qd", "uma vez por dia", "1 id", "uma vez ao dia"), 1),
+    **dict.fromkeys(("twice daily", "twice a day", "bid", "bd", "duas vezes por dia", "duas vezes ao dia"), 2),
+    **dict.fromkeys(("three times daily", "three times a day", "tid", "tds", "tres vezes por dia"), 3),
+    **dict.fromkeys(("four times daily", "four times a day", "qid", "qds", "quatro vezes por dia"), 4),
+}
+_FACTORS: Final[dict[str, str]] = {
+    **dict.fromkeys(("half", "halve", "halved", "halving", "metade"), "half"),
+    **dict.fromkeys(("double", "doubled", "doubling", "dobro", "duplicar", "duplicou", "twice"), "double"),
+    **dict.fromkeys(("triple", "tripled", "tripling", "triplo", "triplicar", "thrice"), "triple"),
+    **dict.fromkeys(("quarter", "quadruple", "dozen", "duzia"), "other"),
+}
+#: Words whose number names a kind, not an amount; the ones of a line are synonyms.
+_LABELS: Final[dict[str, str]] = {
+    **dict.fromkeys(("type", "tipo"), "type"),
+    **dict.fromkeys(("grade", "grau"), "grade"),
+    **dict.fromkeys(("stage", "estadio"), "stage"),
+    **dict.fromkeys(("class", "classe"), "class"),
+    **dict.fromkeys(("day", "dia"), "day"),
+    "killip": "killip",
+    "nyha": "nyha",
+    "ccs": "ccs",
+    "asa": "asa",
+    "kdigo": "kdigo",
+    "aki": "aki",
+    **dict.fromkeys(("bed", "cama"), "bed"),
+    **dict.fromkeys(("step", "passo"), "step"),
+}
+_ROMAN: Final = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6}
+_MONTHS: Final[dict[str, int]] = {
+    name: number
+    for number, names in enumerate(
+        (
+            "january jan janeiro", "february feb fevereiro fev", "march mar marco", "april apr abril abr",
+            "may maio mai", "june jun junho", "july jul julho", "august aug agosto ago",
+            "september sep sept setembro set", "october oct outubro out", "november nov novembro",
+            "december dec dezembro dez",
+        ),
+        start=1,
+    )
+    for name in names.split()
+}  # fmt: skip
+#: Names with a digit that say nothing about a patient.
+_TERMS: Final = frozenset(
+    """spo2 sao2 svo2 scvo2 po2 pco2 pao2 paco2 fio2 etco2 co2 tco2 o2 h2o hco3 news2 qsofa2 hba1c a1c b12 t3 t4 ft3 ft4
+    p2y12 sglt2 sglt-2 glp1 glp-1 dpp4 dpp-4 cox2 cox-2 h2 covid-19 covid19 sars-cov-2 cha2ds2 cha2ds2-vasc chads2
+    b-12 c3 c4 il-6 il6 ca125 ca-125 k2 s1 s2 s3 s4 factor-xa""".split()  # noqa: SIM905
+)
+
+_LOWER = str.maketrans({chr(65 + n): chr(97 + n) for n in range(26)})
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff\u20e3]")
+_PLAIN: Final = str.maketrans(
+    {
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d", "-"),
+        **dict.fromkeys("\u2018\u2019\u02bc\u0060\u00b4", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb", '"'),
+        "\u00b5": "u",
+        "\u03bc": "u",
+        "\u00d7": "x",
+        "\u2215": "/",
+        "\u2044": "/",
+        "\u2192": " -> ",
+        "\u2265": ">=",
+        "\u2264": "<=",
+        "\uff1c": "<",
+        "\uff1e": ">",
+        "\u2039": "<",
+        "\u00ba": " ",
+        "\u00aa": " ",
+        "\u2032": "'",
+    }
+)
+_SUPER: Final = {
+    "⁰": "0",
+    "¹": "1",
+    "²": "2",
+    "³": "3",
+    "⁴": "4",
+    "⁵": "5",
+    "⁶": "6",
+    "⁷": "7",
+    "⁸": "8",
+    "⁹": "9",
+}
+_SUPERSCRIPT = re.compile(f"[{''.join(_SUPER)}]+")
+_DECIMAL_DOT = re.compile(r"(?<=\d)[\u00b7\u22c5\u2219\u2022\u066b](?=\d)")
+
+
+def _raised(match: re.Match[str]) -> str:
+    digits = "".join(_SUPER[sign] for sign in match.group())
+    return digits if match.string[max(0, match.start() - 1) : match.start()] == "m" else f"^{digits}"
+
+
+def _normal(text: str) -> tuple[str, str, tuple[str, ...]]:
+    """``text`` without accents and odd signs, as written and in lower case (of one length), and signs that are
+    numbers by themselves ("½", "Ⅳ", "①")."""
+    text = _INVISIBLE.sub("", text[:MAX_CHARS]).translate(_PLAIN)
+    if not text.isascii():
+        text = _SUPERSCRIPT.sub(_raised, text)
+        text = "".join(
+            str(unicodedata.decimal(sign)) if not sign.isascii() and sign.isdecimal() else sign for sign in text
+        )
+        text = _DECIMAL_DOT.sub(".", text)
+    signs = tuple(
+        sign
+        for sign in text
+        if not sign.isascii() and unicodedata.numeric(sign, None) is not None and not "₀" <= sign <= "₉"
+    )
+    if not text.isascii():
+        text = without_accents("".join(" " if sign in signs else sign for sign in text)).translate(_PLAIN)
+    cased = " ".join(text.split())
+    low = cased.translate(_LOWER)
+    folded = fold(low)
+    return (cased, low, signs) if folded == low else (folded, folded, signs)
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+_NUM = r"(?:\d{1,3}(?: \d{3})+(?![\d.,]*\d)|\d+(?:[.,]\d+)*|(?<![\d\w])[.,]\d+)"
+_MONTH = _spelled(_MONTHS)
+_CLOCK = r"(?:[01]?\d|2[0-4])(?::[0-5]\d(?::[0-5]\d)?(?: ?[ap]\.?m\b\.?)?|h[0-5]\d\b| ?[ap]m\b)"
+_DATE = (
+    r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}"
+    r"|\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2})"
+    rf"|\d{{1,2}}(?:st|nd|rd|th)?[ -](?:de |of )?(?:{_MONTH})\b\.?(?:,?[ -](?:de |of )?\d{{4}})?"
+    rf"|(?:{_MONTH})\.? \d{{1,2}}(?:st|nd|rd|th)?(?:,? \d{{4}})?(?![\d.,]*\d)"
+    rf"|(?:{_MONTH})\.?,? (?:de |of )?\d{{4}}"
+)
+_CODE = r"[a-z]+(?:-[a-z]+)*-?\d[a-z0-9]*(?:[.,]\d+[a-z0-9]*)*"
+_SCAN: Final = re.compile(
+    rf"(?P<date>(?<![\w.,/-])(?:{_DATE})(?![\w/]|[.,-]\d))"
+    rf"|(?P<time>(?<![\w.,:/-])(?:{_CLOCK})(?![\w:]|[.,/-]\d))"
+    rf"|(?P<label>\b(?:{_spelled(_LABELS)})(?: class| classe| stage| grade)?[ -]?(?:\d{{1,3}}|{_spelled(_ROMAN)})\b"
+    r"(?![.,/:-]\d|%))"
+    rf"|(?P<code>(?<![\w]){_CODE}(?: ?(?:-|to|a) ?[a-z]+\d[a-z0-9]*)*)"
+    rf"|(?P<freq>\b(?:{_spelled(_FREQUENCY)})\b)"
+    rf"|(?P<num>(?P<sign>(?<![\w).,])[+-])?{_NUM})"
+    rf"|(?P<word>\b(?:{_spelled(_WORDS)})\b)"
+    rf"|(?P<factor>\b(?:{_spelled(_FACTORS)})\b)"
+)
+_RANGE_MIDDLE = re.compile(r" ?(?:-|\.\.|to|ate|a|and|e|until) ?(?=[+-]?[\d.,]*\d)")
+_RANGE_WORD = re.compile(r"(?:to|ate|a|and|e|until)")
+_BETWEEN = re.compile(r"\b(?:between|entre)(?: the)? $")
+_NUMBER = re.compile(rf"(?P<sign>[+-])?(?P<digits>{_NUM})")
+#: What stands before a bound, right before the number.
+_COMPARATOR = re.compile(
+    r"(?P<down><=?|(?:less|lower|fewer|smaller) than|below|under|up to|at most|no more than|maximum(?: of)?|max\.?"
+    r"|inferior a|menor (?:do )?que|menos (?:de|do que)|abaixo d[eoa]s?|ate|no maximo|maximo(?: de)?)[ :]{0,2}$"
+    r"|(?P<up>>=?|(?:more|greater|higher) than|above|over|exceeds?|exceeding|at least|minimum(?: of)?|no less than"
+    r"|superior a|maior (?:do )?que|mais (?:de|do que)|acima d[eoa]s?|pelo menos|no minimo|minimo(?: de)?)[ :]{0,2}$"
+    r"|(?P<none>~|about|around|approximately|approx\.?|nearly|almost|cerca de|aproximadamente|quase"
+    r"|(?:upper|lower) limit(?: of)?|limite(?: superior| inferior)?(?: de)?|range (?:up to|from)|threshold(?: of)?"
+    r"|target(?: of)?|alvo(?: de)?|goal(?: of)?|cutoff(?: of)?)[ :]{0,2}$"
+)
+_AFTER_BOUND = re.compile(
+    r"^ ?(?:or (?:more|above|higher|greater|less|below|lower)|ou (?:mais|menos|superior|inferior))"
+)
+_SENTENCE = re.compile(r"[.!?](?= |$)")
+_TOKEN = re.compile(r"[a-z0-9]+\+*")
+#: A name is right before its number where at most this many words stand between.
+_NEAR_WORDS: Final = 3
+_OF = re.compile(r"^ ?(?:of |de |do |da )?$")
+_GROUPS = re.compile(r"\d{1,3}(?:([.,])\d{3})(?:\1\d{3})+")
+
+
+def _value(digits: str, *, lang: str) -> Decimal | None:
+    """The value of written digits; None where it cannot be told."""
+    if " " in digits:
+        return Decimal(digits.replace(" ", ""))
+    points, commas = digits.count("."), digits.count(",")
+    if points + commas == 0:
+        return Decimal(digits)
+    if points + commas > 1:
+        if points and commas:
+            thousands = "," if digits.rfind(".") > digits.rfind(",") else "."
+            whole, _, part = digits.rpartition("." if thousands == "," else ",")
+            if re.fullmatch(rf"[1-9]\d{{0,2}}(?:[{thousands}]\d{{3}})+", whole) is None:
+                return None
+            return Decimal(f"{re.sub('[.,]', '', whole)}.{part}")
+        return Decimal(re.sub("[.,]", "", digits)) if _GROUPS.fullmatch(digits) and digits[0] != "0" else None
+    if commas and lang != "pt" and re.fullmatch(r"[1-9]\d{0,2},\d{3}", digits):
+        return Decimal(digits.replace(",", ""))
+    return Decimal(digits.replace(",", ".") if digits[0] in ".,0123456789" else digits)
+
+
+def _is_ambiguous(digits: str) -> bool:
+    """Whether a person may have meant a thousand or a decimal: "1.125" and "1,125"."""
+    return re.fullmatch(r"[1-9]\d{0,2}[.,]\d{3}", digits) is not None
+
+
+def _date_values(raw: str) -> tuple[Decimal, ...]:
+    """Year (0: none), month and day (0: none); () for a day that no calendar has."""
+    digits = [int(part) for part in re.findall(r"\d+", raw)]
+    month = next((_MONTHS[word] for word in re.findall(r"[a-z]+", raw) if word in _MONTHS), None)
+    year, day = 0, 0
+    if month is not None:
+        year = next((number for number in digits if number > 99), 0)
+        day = next((number for number in digits if number <= 99), 0)
+    elif len(digits) == 3 and digits[0] > 99:
+        year, month, day = digits
+    elif len(digits) == 3:
+        day, month, year = digits
+        year += 2000 if year < 100 else 0
+    if month is None or not 1 <= month <= 12 or day > 31:
+        return ()
+    return Decimal(year), Decimal(month), Decimal(day)
+
+
+def _time_values(raw: str) -> tuple[Decimal, ...]:
+    digits = [int(part) for part in re.findall(r"\d+", raw)]
+    hour, minute = digits[0], digits[1] if len(digits) > 1 else 0
+    half = re.search(r"([ap])\.?m", raw)
+    if half is not None:
+        if not 1 <= hour <= 12:
+            return ()
+        hour = hour % 12 + (12 if half[1] == "p" else 0)
+    return Decimal(hour), Decimal(minute)
+
+
+class _Reader:
+    """Reads the mentions of one line."""
+
+    def __init__(self, vocabulary: Vocabulary, lang: str) -> None:
+        self._vocabulary = vocabulary
+        self._lang = lang
+        self._longest = max((len(name.split()) for name in vocabulary.names), default=1)
+
+    def names(self, cased: str, low: str) -> list[tuple[int, int, frozenset[str]]]:
+        """Where things are named, in order, the longest name at each place; a medicine goes before other names."""
+        found: list[tuple[int, int, frozenset[str]]] = []
+        drugs: dict[tuple[int, int], set[str]] = {}
+        for drug in drugs_in(low):
+            drugs.setdefault((drug.start, drug.end), set()).add(f"drug:{drug.id}")
+        tokens = [(match.group(), match.start(), match.end()) for match in _TOKEN.finditer(low)]
+        at = 0
+        while at < len(tokens):
+            for size in range(min(self._longest, len(tokens) - at), 0, -1):
+                start, end = tokens[at][1], tokens[at + size - 1][2]
+                phrase = " ".join(token for token, _, _ in tokens[at : at + size])
+                ids = self._vocabulary.names.get(phrase)
+                if ids is None or (
+                    phrase in self._vocabulary.cased and not self._is_spelled(phrase, cased, start, end)
+                ):
+                    continue
+                found.append((start, end, ids))
+                at += size - 1
+                break
+            at += 1
+        for (start, end), ids_ in drugs.items():
+            other = [row for row in found if row[0] < end and start < row[1]]
+            if any(row[1] - row[0] > end - start for row in other):
+                continue
+            found = [row for row in found if row not in other]
+            found.append((start, end, frozenset(ids_)))
+        return sorted(found, key=lambda row: (row[0], row[1]))
+
+    def _is_spelled(self, phrase: str, cased: str, start: int, end: int) -> bool:
+        return cased[start:end] in self._vocabulary.cased[phrase] or (
+            re.match(r"[ :=]{1,3}\d", cased[end:]) is not None and len(phrase) > 1
+        )
+
+    def read(self, given: Given) -> list[Mention]:
+        """All mentions of a line, in order."""
+        cased, low, signs = _normal(given.text)
+        names = self.names(cased, low) if any(sign.isdigit() for sign in low) or signs else []
+        mentions = [
+            Mention(kind="sign", raw=sign, start=0, end=0, values=(), group=given.group)
+            for sign in dict.fromkeys(signs)
+        ]
+        at = 0
+        while (match := _SCAN.search(low, at)) is not None:
+            mention, at = self._mention(match, low, given)
+            if mention is not None:
+                mentions.append(mention)
+        if not names and any(mention.is_word for mention in mentions):
+            names = self.names(cased, low)
+        named = [self._named(mention, low, names, given) for mention in mentions]
+        return [self._with_unit(at, named) for at in range(len(named))]
+
+    def _with_unit(self, at: int, mentions: Sequence[Mention]) -> Mention:
+        """A range or bound without a unit has that of the value before it: "5.3 mmol/L, range 3.5 to 5.1"."""
+        mention = mentions[at]
+        if mention.unit or not mention.names or not (mention.kind == "range" or mention.is_bound):
+            return mention
+        for earlier in reversed(mentions[:at]):
+            if earlier.kind == "number" and earlier.names == mention.names and earlier.unit not in _TIME_UNITS | {""}:
+                return msgspec.structs.replace(mention, unit=earlier.unit)
+        return mention
+
+    def _mention(self, match: re.Match[str], low: str, given: Given) -> tuple[Mention | None, int]:
+        kind, raw, start, end = match.lastgroup, match.group(), match.start(), match.end()
+        if match["num"] is not None:
+            return self._number(low, start, given)
+        if kind == "date":
+            values = _date_values(raw)
+            return Mention(kind="date", raw=raw, start=start, end=end, values=values, group=given.group), end
+        if kind == "time":
+            values = _time_values(raw)
+            return Mention(kind="time", raw=raw, start=start, end=end, values=values, group=given.group), end
+        if kind == "label":
+            word, number = re.match(r"[a-z]+", raw), re.search(r"(\d+|[iv]+)$", raw)
+            assert word is not None  # noqa: S101 - the expression above has both
+            assert number is not None  # noqa: S101 - as above
+            value = int(number[0]) if number[0].isdigit() else _ROMAN.get(number[0], 0)
+            label = _LABELS[word[0]]
+            return (
+                Mention(kind="label", raw=label, start=start, end=end, values=(Decimal(value),), group=given.group),
+                end,
+            )
+        if kind == "code":
+            code = re.sub(r" ?(?:-| to | a ) ?", "-", raw).replace(" ", "")
+            return Mention(kind="code", raw=code, start=start, end=end, group=given.group), end
+        if kind == "freq":
+            count = Decimal(_FREQUENCY[raw])
+            return Mention(kind="frequency", raw=raw, start=start, end=end, values=(count,), group=given.group), end
+        if kind == "factor":
+            return Mention(kind="factor", raw=_FACTORS[raw], start=start, end=end, group=given.group), end
+        return self._word(low, start, end, given)
+
+    def _word(self, low: str, start: int, end: int, given: Given) -> tuple[Mention | None, int]:
+        """A number in words; several in a row ("twenty five") are one that cannot be read for certain."""
+        run = re.compile(rf"(?:[ -](?:e |and )?(?:{_spelled(_WORDS)})\b)+").match(low, end)
+        if run is not None:
+            raw = low[start : run.end()]
+            return Mention(kind="code", raw=raw, start=start, end=run.end(), group=given.group), run.end()
+        unit = _UNIT.match(low, end)
+        word = low[start:end]
+        value = Decimal(_WORDS[word])
+        # "um" and "uma" are articles, "one" a pronoun: without a unit they count nothing, as the other small counts.
+        name = unit_id(unit.group()) if unit is not None and low[end : end + 1] in " -" else ""
+        return (
+            Mention(
+                kind="number",
+                raw=word,
+                start=start,
+                end=unit.end() if name and unit is not None else end,
+                values=(value,),
+                unit=name,
+                is_word=True,
+                group=given.group,
+            ),
+            unit.end() if name and unit is not None else end,
+        )
+
+    def _number(self, low: str, start: int, given: Given) -> tuple[Mention, int]:
+        first = _NUMBER.match(low, start)
+        assert first is not None  # noqa: S101 - the caller has matched the same expression
+        value, end = self._of(first, given), first.end()
+        raw = first.group().lstrip("+")
+        kind: Kind = "number"
+        values: tuple[Decimal, ...] = () if value is None else (value,)
+        unit = ""
+        ratio = re.compile(rf" ?/ ?(?P<second>{_NUM})(?! ?/ ?\d)").match(low, end)
+        if ratio is not None:
+            second = _NUMBER.match(ratio["second"])
+            other = None if second is None else self._of(second, given)
+            values = () if value is None or other is None else (value, other)
+            kind, end, raw = "ratio", ratio.end(), f"{raw}/{ratio['second']}"
+        else:
+            found = _UNIT.match(low, end)
+            first_unit = found.group() if found is not None else ""
+            middle = _RANGE_MIDDLE.match(low, end + len(first_unit)) or _RANGE_MIDDLE.match(low, end)
+            second = None if middle is None else _NUMBER.match(low, middle.end())
+            is_and = middle is not None and middle.group().strip() in ("and", "e")
+            if middle is not None and second is not None and (not is_and or _BETWEEN.search(low[:start])):
+                if not (first_unit and low.startswith(first_unit, end) and middle.start() == end + len(first_unit)):
+                    first_unit = ""
+                other = self._of(second, given)
+                is_glued = re.match(r"[./:]\d|-\d", low[second.end() :]) is not None
+                values = () if value is None or other is None or is_glued else (value, other)
+                kind, end = "range", second.end()
+                raw = re.sub(_RANGE_WORD, "-", low[start:end]).replace(" ", "")
+                unit = unit_id(first_unit) if first_unit else ""
+        found = _UNIT.match(low, end)
+        if found is not None and not (found.group().startswith("-") and low[end + 1 : end + 2].isdigit()):
+            second_unit = unit_id(found.group())
+            if kind == "range" and unit and unit != second_unit:
+                values = ()
+            unit, end = second_unit, found.end()
+        # Digits or letters that hang on the number and are no unit: "1e3", "1'125", "1_000", "1st".
+        tail = re.compile(r"(?:[^\W\d_]+[\w]*|['_^*=:x~][\w.,]*\d[\w.,]*)").match(low, end)
+        if tail is not None and tail.start() == end and not low[end - 1 : end].isspace() and tail.group():
+            if unit and low[first.end() : first.end() + 1] == " ":
+                tail = None
+            else:
+                return (
+                    Mention(kind="code", raw=low[start : tail.end()], start=start, end=tail.end(), group=given.group),
+                    tail.end(),
+                )
+        bound = _COMPARATOR.search(low, max(0, start - 40), start)
+        after = _AFTER_BOUND.match(low[end:])
+        direction = 0 if bound is None else 1 if bound["up"] else -1 if bound["down"] else 0
+        following = re.match(r" ?([a-z]+)", low[end:])
+        return (
+            Mention(
+                kind=kind,
+                raw=raw,
+                start=start,
+                end=end,
+                values=values,
+                unit=unit,
+                is_bound=kind == "number" and (bound is not None or after is not None),
+                direction=direction,
+                following=following[1] if following is not None else "",
+                group=given.group,
+            ),
+            end,
+        )
+
+    def _of(self, match: re.Match[str], given: Given) -> Decimal | None:
+        digits = match["digits"]
+        if given.is_free and _is_ambiguous(digits):
+            return None
+        value = _value(digits, lang=self._lang)
+        return -value if value is not None and match["sign"] == "-" else value
+
+    def _named(
+        self, mention: Mention, low: str, names: Sequence[tuple[int, int, frozenset[str]]], given: Given
+    ) -> Mention:
+        """The mention with what it is of: a name close before it, the medicine right behind it, else the nearest."""
+        if mention.kind not in ("number", "range", "ratio") or (not names and not given.about):
+            return mention
+        before = [row for row in names if row[1] <= mention.start]
+        behind = [row for row in names if row[0] >= mention.end]
+        sentences = [match.end() for match in _SENTENCE.finditer(low)]
+        begin = max((end for end in sentences if end <= mention.start), default=0)
+        finish = min((end for end in sentences if end > mention.end), default=len(low))
+        ids = given.about
+        near = [row for row in before if row[0] >= begin]
+        if near and len(re.findall(r"[a-z0-9]+", low[near[-1][1] : mention.start])) <= _NEAR_WORDS:
+            ids = near[-1][2]
+        elif _is_year(mention):
+            ids = frozenset()
+        elif behind and mention.unit and behind[0][0] < finish and _OF.match(low[mention.end : behind[0][0]]):
+            ids = behind[0][2]
+        elif near:
+            ids = near[-1][2]
+        elif behind and behind[0][0] < finish and not given.about:
+            ids = behind[0][2]
+        elif before:
+            ids = before[-1][2]
+        return msgspec.structs.replace(mention, names=ids)
+
+
+# --- the lock ------------------------------------------------------------------------------------------------
+
+_REFERENCE = re.compile(r"\[[^\[\]\s]{1,160}[/#][^\[\]\s]{1,160}\]")
+
+
+class NumberLock:
+    """What was given, read once; ``unsupported`` then judges line after line.
+
+    ``lang`` is the answer's: in Portuguese "1,125" is a little more than one, in English more than a thousand.
+    """
+
+    def __init__(self, given: Iterable[Given], vocabulary: Vocabulary, lang: str) -> None:
+        self._reader = _Reader(vocabulary, lang)
+        source = _Reader(vocabulary, "en")
+        self._by_value: dict[tuple[str, tuple[Decimal, ...]], list[Mention]] = {}
+        self._raw: dict[tuple[str, str], list[Mention]] = {}
+        self._moments: dict[int, set[tuple[str, tuple[Decimal, ...]]]] = {}
+        for row in given:
+            bare = msgspec.structs.replace(row, text=_REFERENCE.sub(" ", row.text))
+            for mention in source.read(bare):
+                self._keep(mention)
+                if mention.kind in ("date", "time"):
+                    self._moments.setdefault(mention.group, set()).add((mention.kind, mention.values))
+
+    def _keep(self, mention: Mention) -> None:
+        self._raw.setdefault((mention.kind, mention.raw), []).append(mention)
+        if not mention.values:
+            return
+        self._by_value.setdefault((mention.kind, mention.values), []).append(mention)
+        if mention.kind == "range":
+            for value in mention.values:
+                end = msgspec.structs.replace(mention, kind="number", values=(value,), is_bound=True, direction=0)
+                self._by_value.setdefault(("number", (value,)), []).append(end)
+        if mention.kind == "date":
+            year, month, day = mention.values
+            for part in {(Decimal(0), month, day), (year, month, Decimal(0))}:
+                self._by_value.setdefault(("date", part), []).append(mention)
+            if year:
+                alone = msgspec.structs.replace(mention, kind="number", values=(year,), unit="", names=frozenset())
+                self._by_value.setdefault(("number", (year,)), []).append(alone)
+
+    def unsupported(self, line: str) -> tuple[str, ...]:
+        """The numbers of ``line`` that were not given, as normalised text; () where all were.
+
+        The caller passes exactly what a person will read, without marks that the server puts there itself.
+        """
+        if len(line) > MAX_CHARS:
+            return ("…",)
+        mentions = self._reader.read(Given(text=line))
+        matches = [self._matches(mention) for mention in mentions]
+        wrong = [mention.raw for mention, found in zip(mentions, matches, strict=True) if found is None]
+        if not wrong:
+            wrong = self._misplaced(mentions, [found or [] for found in matches])
+        return tuple(wrong)
+
+    def _matches(self, mention: Mention) -> list[Mention] | None:
+        """What was given that bears the mention out; None if nothing does, [] where nothing needs to."""
+        if mention.kind == "sign":
+            return self._raw.get(("sign", mention.raw))
+        if mention.kind == "code":
+            return [] if mention.raw in _TERMS else self._raw.get(("code", mention.raw))
+        if mention.kind in ("frequency", "label", "factor"):
+            found = self._by_value.get((mention.kind, mention.values)) if mention.kind == "frequency" else None
+            if mention.kind != "frequency":
+                found = [one for one in self._raw.get((mention.kind, mention.raw), ()) if one.values == mention.values]
+            return found or None
+        if mention.kind in ("date", "time"):
+            return self._by_value.get((mention.kind, mention.values)) if mention.values else None
+        if mention.is_word and not mention.unit and mention.values[0] <= _FREE_COUNT:
+            return []
+        if not mention.values:
+            same = self._raw.get((mention.kind, mention.raw), ())
+            return [one for one in same if _is_same(mention, one)] or None
+        found = [one for one in self._by_value.get((mention.kind, mention.values), ()) if _is_same(mention, one)]
+        found += [
+            one for one in self._raw.get((mention.kind, mention.raw), ()) if not one.values and _is_same(mention, one)
+        ]
+        if not found and mention.kind == "ratio":
+            found = self._pressures(mention)
+        if not found and mention.kind == "range":
+            found = self._course(mention)
+        return found or None
+
+    def _pressures(self, mention: Mention) -> list[Mention]:
+        """Systolic and diastolic pressure of one moment, given apart and written as "120/80"."""
+        if mention.unit not in ("", "mmhg") or (mention.names and not mention.names & {"bp", "sbp", "dbp", "map"}):
+            return []
+        high, low = mention.values
+        above = [one for one in self._by_value.get(("number", (high,)), ()) if "sbp" in one.names and not one.is_bound]
+        below = [one for one in self._by_value.get(("number", (low,)), ()) if "dbp" in one.names and not one.is_bound]
+        return [
+            one
+            for one in above
+            if any(
+                one.group == other.group or self._moments.get(one.group, set()) & self._moments.get(other.group, set())
+                for other in below
+            )
+        ]
+
+    def _course(self, mention: Mention) -> list[Mention]:
+        """Two results of one thing, written as "from 4.8 to 5.3"."""
+        ends = []
+        for value in mention.values:
+            alone = msgspec.structs.replace(mention, kind="number", values=(value,))
+            ends.append([one for one in self._by_value.get(("number", (value,)), ()) if _is_same(alone, one)])
+        return [
+            one
+            for one in ends[0]
+            if one.names and any(one.names & other.names and one.unit == other.unit for other in ends[1])
+        ] and [*ends[0], *ends[1]]
+
+    def _misplaced(self, mentions: Sequence[Mention], matches: Sequence[Sequence[Mention]]) -> list[str]:
+        """Dates and times beside a value that was given with others.
+
+        A time belongs to the value before it; in a line that begins with a time, to the one behind it.
+        """
+        values = [
+            at
+            for at, mention in enumerate(mentions)
+            if mention.kind in ("number", "range", "ratio") and matches[at] and mention.unit not in _TIME_UNITS
+        ]
+        moments = [at for at, mention in enumerate(mentions) if mention.kind in ("date", "time")]
+        if not values or not moments:
+            return []
+        is_ahead = moments[0] < values[0]
+        wrong = []
+        for at in moments:
+            beside = [one for one in values if (one > at) == is_ahead] or values
+            nearest = min(beside, key=lambda one: abs(one - at))
+            groups = {one.group for one in matches[nearest]}
+            key = (mentions[at].kind, mentions[at].values)
+            if not any(
+                key in self._moments.get(group, ()) or _is_part(key, self._moments.get(group, ())) for group in groups
+            ):
+                wrong.append(mentions[at].raw)
+        return wrong
+
+
+def _is_part(key: tuple[str, tuple[Decimal, ...]], moments: Iterable[tuple[str, tuple[Decimal, ...]]]) -> bool:
+    """A date without its year or day beside the whole one."""
+    kind, values = key
+    return kind == "date" and any(
+        other[0] == "date" and all(mine in (0, theirs) for mine, theirs in zip(values, other[1], strict=True))
+        for other in moments
+        if len(other[1]) == len(values)
+    )
+
+
+def _is_same(line: Mention, given: Mention) -> bool:
+    """Whether a mention of equal value was given with this unit, of this thing, and as a value or a bound."""
+    if line.unit and given.unit != line.unit:
+        return False
+    if line.unit in _TIME_UNITS:
+        return True
+    if line.names and not line.names & given.names:
+        return False
+    if line.kind != "number":
+        return True
+    if line.is_bound != given.is_bound:
+        return False
+    if line.direction and given.direction and line.direction != given.direction and not given.names:
+        return False
+    if not line.unit and not line.names and _is_small(line):
+        return not given.unit and (not given.names or given.following == line.following)
+    return True
+
+
+def _is_year(mention: Mention) -> bool:
+    """A bare number that reads as the year of a guideline; right behind a name it is still that name's."""
+    return mention.kind == "number" and not mention.unit and re.fullmatch(r"(?:19|20)\d\d", mention.raw) is not None
+
+
+def _is_small(mention: Mention) -> bool:
+    """A whole number up to ten that says neither of what nor in which unit: half of a record's numbers equal it."""
+    return (
+        bool(mention.values) and mention.values[0] == int(mention.values[0]) and abs(mention.values[0]) <= _FREE_COUNT
+    )
