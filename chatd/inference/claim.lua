@@ -3,15 +3,24 @@
 -- Returns: for each job {job_id, fence, attempt, lane, deadline_ms, queue_ms, sealed job}.
 local worker, claimed, ids = ARGV[3], {}, end_late()
 local function take(lane)
-  local member = redis.call('ZPOPMIN', lane.key)
-  local id = string.match(member[1], '|(.*)$')
-  local job = load_job(id)
+  local head = redis.call('ZPOPMIN', lane.turns)
+  local doctor, turn = head[1], head[2]
+  if not doctor then
+    redis.call('DEL', lane.key)
+    return false
+  end
+  local waiting = redis.call('ZRANGEBYLEX', lane.key, bounds_of(doctor))
+  if not waiting[1] then
+    return false
+  end
+  redis.call('ZREM', lane.key, waiting[1])
+  if waiting[2] then
+    redis.call('ZADD', lane.turns, next_number(), doctor)
+  end
+  local id = string.match(waiting[1], '|%d+|(.*)$')
   redis.call('ZREM', DEADLINES, id)
   redis.call('ZREM', AGEING, id)
-  local clock = math.max(clock_of(lane), tonumber(member[2]))
-  redis.call('HSET', STATE, lane.clock, clock)
-  redis.call('ZREMRANGEBYSCORE', lane.turns, '-inf', clock)
-  rest_if_empty(lane)
+  local job = load_job(id)
   if not job then
     return false
   end
@@ -20,7 +29,7 @@ local function take(lane)
   job.attempt = job.attempt + 1
   redis.call('HSET', STATE, 'fence', fence)
   redis.call('HSET', job_key(id), 'state', 'running', 'attempt', job.attempt, 'fence', fence, 'worker', worker,
-    'claimed', NOW)
+    'claimed', NOW, 'turn', turn)
   redis.call('ZADD', RUNNING, NOW, id)
   redis.call('ZADD', LEASES, NOW + LIMITS.lease_ms, id)
   redis.call('PEXPIRE', RUNNING, LIMITS.life_ms)

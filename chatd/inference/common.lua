@@ -2,9 +2,10 @@
 --
 -- KEYS[1] is the hash of the queue's own numbers; it brings the script to the one slot of the hash tag {queue}. The
 -- other keys depend on what is found in it, so they are computed here, all under that tag:
---   chatd:{queue}:state            hash: seq, fence, run, service, clock:LANE (virtual time of a lane)
---   chatd:{queue}:lane:LANE        sorted set of waiting jobs 'SEQ|job_id' by turn; equal turns by SEQ, as they came
---   chatd:{queue}:turns:LANE       sorted set of doctors by their next turn, those with one later than the clock
+--   chatd:{queue}:state            hash: seq (every number below comes from it), fence, run, service
+--   chatd:{queue}:lane:LANE        sorted set of waiting jobs 'DOCTOR|SEQ|job_id', all of score 0: a doctor's jobs
+--                                  stand together in the order in which they came
+--   chatd:{queue}:turns:LANE       sorted set of the doctors who wait in the lane by their turn
 --   chatd:{queue}:deadlines        sorted set of all waiting jobs by deadline
 --   chatd:{queue}:ageing           sorted set of waiting jobs by when they are promoted
 --   chatd:{queue}:running          sorted set of jobs in a worker's hands by when they were claimed
@@ -16,9 +17,9 @@
 --   chatd:{queue}:same:KEY         the job that answers this question
 --   chatd:{queue}:sent:SENDER      'BATCH refused ids' of the last batch of events that a worker's process has sent
 --
--- A turn is a start tag of start-time fair queueing with cost 1: a doctor's next job stands one turn after the last
--- one, and a doctor who has waited for nothing joins at the lane's clock, the turn of the last claim. Turns are whole
--- numbers far below 2^53, so sorted sets hold them exactly.
+-- Turns are virtual time with cost 1: a doctor who begins to wait, or was just served and waits on, takes the next
+-- number, and the lowest number is served. So between a doctor's question and its claim every other doctor is served at
+-- most once, however many questions he has queued. Numbers stay far below 2^53: sorted sets hold them exactly.
 -- ARGV[1]: limits and lanes (msgpack), ARGV[2]: now_ms.
 local BASE = 'chatd:{queue}:'
 local STATE = KEYS[1]
@@ -35,7 +36,6 @@ for i, lane in ipairs(LIMITS.lanes) do
   lane.rank = i
   lane.key = BASE .. 'lane:' .. lane.name
   lane.turns = BASE .. 'turns:' .. lane.name
-  lane.clock = 'clock:' .. lane.name
 end
 local TOP = LIMITS.lanes[1]
 
@@ -74,84 +74,50 @@ local function ring(kind, ids)
   end
 end
 
--- A lane where nobody waits forgets who has had how many turns: its clock goes on from the latest of them.
-local function rest_if_empty(lane)
-  if redis.call('EXISTS', lane.key) == 0 then
-    local last = redis.call('ZRANGE', lane.turns, -1, -1, 'WITHSCORES')
-    if last[2] then
-      redis.call('HSET', STATE, lane.clock, last[2])
-      redis.call('DEL', lane.turns)
-    end
-  end
+local function next_number()
+  return redis.call('HINCRBY', STATE, 'seq', 1)
 end
 
-local function clock_of(lane)
-  return tonumber(redis.call('HGET', STATE, lane.clock) or '0')
+local function member_of(job)
+  return job.doctor .. '|' .. job.seq .. '|' .. job.id
 end
 
--- The turn that the doctor's next job in this lane gets.
-local function next_turn(lane, doctor)
-  return math.max(clock_of(lane), tonumber(redis.call('ZSCORE', lane.turns, doctor) or '0'))
+-- The bounds of a doctor's jobs in a lane: '}' follows '|', which stands in no doctor's id.
+local function bounds_of(doctor)
+  return '[' .. doctor .. '|', '(' .. doctor .. '}'
 end
 
--- Put a job into a lane's line at its turn.
-local function stand(job)
-  redis.call('ZADD', job.lane.key, job.turn, job.seq .. '|' .. job.id)
+-- Put a job into its lane, and its doctor in line for `turn` if he has no earlier one.
+local function stand(job, turn)
+  local lane = job.lane
+  redis.call('ZADD', lane.key, 0, member_of(job))
+  redis.call('ZADD', lane.turns, 'LT', turn, job.doctor)
   redis.call('ZADD', DEADLINES, job.deadline, job.id)
-  if job.lane.promote_after_ms then
-    redis.call('ZADD', AGEING, job.since + job.lane.promote_after_ms, job.id)
+  if lane.promote_after_ms then
+    redis.call('ZADD', AGEING, job.since + lane.promote_after_ms, job.id)
   end
-  for _, key in ipairs({job.lane.key, DEADLINES, AGEING}) do
+  for _, key in ipairs({lane.key, lane.turns, DEADLINES, AGEING}) do
     redis.call('PEXPIRE', key, LIMITS.life_ms)
   end
 end
 
 -- Let a job join a lane behind its doctor's others.
 local function join_lane(job, lane)
-  job.lane, job.turn, job.since, job.state = lane, next_turn(lane, job.doctor), NOW, 'waiting'
-  job.seq = string.format('%016.0f', redis.call('HINCRBY', STATE, 'seq', 1))
-  redis.call('HSET', job_key(job.id), 'lane', lane.name, 'turn', job.turn, 'seq', job.seq, 'since', NOW,
-    'state', 'waiting')
-  redis.call('ZADD', lane.turns, job.turn + 1, job.doctor)
-  redis.call('PEXPIRE', lane.turns, LIMITS.life_ms)
+  local number = next_number()
+  job.lane, job.since, job.state, job.seq = lane, NOW, 'waiting', string.format('%016.0f', number)
+  redis.call('HSET', job_key(job.id), 'lane', lane.name, 'seq', job.seq, 'since', NOW, 'state', 'waiting')
   redis.call('PEXPIRE', STATE, LIMITS.state_ms)
-  stand(job)
+  stand(job, number)
 end
 
--- Take a waiting job out without a claim. The doctor's later jobs in this lane move up by one turn each, so that a
--- question taken back costs its doctor nothing; none moves before the clock or before where this one stood.
+-- Take a waiting job out without a claim. The doctor's next one gets its turn: a question taken back costs nothing.
 local function leave_lane(job)
-  local lane = job.lane
-  redis.call('ZREM', lane.key, job.seq .. '|' .. job.id)
+  redis.call('ZREM', job.lane.key, member_of(job))
   redis.call('ZREM', DEADLINES, job.id)
   redis.call('ZREM', AGEING, job.id)
-  local later = {}
-  for _, id in ipairs(redis.call('SMEMBERS', doctor_key(job.doctor))) do
-    local other = id ~= job.id and load_job(id)
-    if other and other.state == 'waiting' and other.lane == lane and other.turn > job.turn then
-      later[#later + 1] = other
-    end
+  if redis.call('ZLEXCOUNT', job.lane.key, bounds_of(job.doctor)) == 0 then
+    redis.call('ZREM', job.lane.turns, job.doctor)
   end
-  table.sort(later, function(a, b) return a.turn < b.turn end)
-  local clock, free = clock_of(lane), job.turn
-  for _, other in ipairs(later) do
-    local turn = math.max(free, clock)
-    if turn >= other.turn then
-      free = nil
-      break
-    end
-    redis.call('ZADD', lane.key, turn, other.seq .. '|' .. other.id)
-    redis.call('HSET', job_key(other.id), 'turn', turn)
-    free = other.turn
-  end
-  if free and tonumber(redis.call('ZSCORE', lane.turns, job.doctor) or '-1') == free + 1 then
-    if free > clock then
-      redis.call('ZADD', lane.turns, free, job.doctor)
-    else
-      redis.call('ZREM', lane.turns, job.doctor)
-    end
-  end
-  rest_if_empty(lane)
 end
 
 -- Write the one `ended` event of a live job. The caller has taken a waiting one out of its lane.
@@ -186,7 +152,20 @@ local function end_late()
   return ended
 end
 
--- The place of a job with `ahead` jobs before it in its own lane (chatd/inference/order.py, `place_of`).
+-- How many of its lane's jobs are claimed before a doctor's next but `nth` one (order.py, `line`).
+local function ahead_of(lane, doctor, nth)
+  if nth == 0 then
+    return redis.call('ZRANK', lane.turns, doctor) or redis.call('ZCARD', lane.turns)
+  end
+  local ahead, is_before = 0, true
+  for _, other in ipairs(redis.call('ZRANGE', lane.turns, 0, -1)) do
+    is_before = is_before and other ~= doctor
+    ahead = ahead + math.min(redis.call('ZLEXCOUNT', lane.key, bounds_of(other)), is_before and nth + 1 or nth)
+  end
+  return ahead
+end
+
+-- The place of a job with `ahead` jobs before it in its own lane (order.py, `claim_order`).
 local function place_of(lane, ahead)
   local others, before = 0, ahead
   for i, other in ipairs(LIMITS.lanes) do

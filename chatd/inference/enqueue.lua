@@ -9,7 +9,9 @@ local function follow(job, outcome)
   if job.state ~= 'waiting' then
     return {outcome, job.id, 0, -1, 0}
   end
-  local place = place_of(job.lane, redis.call('ZRANK', job.lane.key, job.seq .. '|' .. job.id))
+  local first = bounds_of(job.doctor)
+  local nth = redis.call('ZLEXCOUNT', job.lane.key, first, '(' .. member_of(job))
+  local place = place_of(job.lane, ahead_of(job.lane, job.doctor, nth))
   return {outcome, job.id, place, forecast(job.lane, place) or -1, 0}
 end
 ring('results', end_late())
@@ -36,7 +38,7 @@ end
 if redis.call('ZCARD', DEADLINES) >= LIMITS.max_waiting then
   return {'full', id, 0, next_end or -1, math.floor(service / math.max(1, slots))}
 end
-local place = place_of(lane, redis.call('ZCOUNT', lane.key, '-inf', next_turn(lane, doctor)))
+local place = place_of(lane, ahead_of(lane, doctor, redis.call('ZLEXCOUNT', lane.key, bounds_of(doctor))))
 local eta = forecast(lane, place)
 if eta and eta + service > lane.deadline_ms then
   return {'deadline', id, 0, eta, eta + service - lane.deadline_ms}

@@ -25,13 +25,27 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     eta_ms: int | None
 
 
+def line(turns: Sequence[str], jobs: Mapping[str, Sequence[str]]) -> list[str]:
+    """One lane's jobs in the order of their claims.
+
+    Doctors are served in the order of ``turns``, one job each; who waits on then takes a turn behind all others.
+    """
+    order: list[str] = []
+    left = [iter(jobs[doctor]) for doctor in turns if jobs.get(doctor)]
+    while left:
+        served = [(rest, job_id) for rest in left if (job_id := next(rest, None)) is not None]
+        order += [job_id for _, job_id in served]
+        left = [rest for rest, _ in served]
+    return order
+
+
 def claim_order(
     waiting: Mapping[LaneName, Sequence[str]], *, run: int, lanes: Sequence[Lane] = LANES, stat_run: int = STAT_RUN
 ) -> list[tuple[LaneName, str]]:
     """The jobs as (lane, id) in the order in which claims for slots that anything may take get them.
 
     Args:
-        waiting: each lane's jobs, by turn.
+        waiting: each lane's ``line``.
         run: claims in a row that have gone to the first lane while others waited.
         stat_run: of this many claims in a row one goes to another lane than the first, at least 2.
     """

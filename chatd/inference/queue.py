@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, Final, Literal, cast
@@ -22,7 +23,7 @@ from redis.exceptions import RedisError
 from chatd import metrics
 from chatd.inference.jobs import Claimed, FinishReason, Job, Outcome, Result, WorkerState
 from chatd.inference.lanes import LANES, STAT_RUN, Lane, LaneName, QueueLimits
-from chatd.inference.order import Place, claim_order, eta_ms
+from chatd.inference.order import Place, claim_order, eta_ms, line
 from chatd.logs import error_name
 from context.seal import Sealer, SealError
 from protocols.errors import ChatdError, ErrorCode
@@ -161,9 +162,12 @@ class JobQueue:
         """Put a job into its lane and follow it; a refused one leaves nothing behind.
 
         Args:
+            doctor: whose question it is; holds no ``|``, as no user id does.
             follower: who waits for it, until ``cancel`` or ``forget`` by the same name.
             same_key: equal for jobs whose answers are interchangeable; "" joins nothing.
         """
+        if "|" in doctor:
+            raise ValueError("a doctor's id holds no |")
         sealed = self._seal(job.job_id, "job", msgspec.json.encode(job))
         outcome, job_id, position, eta, retry = await self._run(
             "enqueue", now_ms, job.job_id, doctor, lane, follower, same_key, sealed
@@ -230,6 +234,7 @@ class JobQueue:
             async with self._redis.pipeline(transaction=True) as pipe:
                 for lane in self._lanes:
                     pipe.zrange(f"{PREFIX}lane:{lane.name}", 0, -1)
+                    pipe.zrange(f"{PREFIX}turns:{lane.name}", 0, -1)
                 pipe.zrangebyscore(f"{PREFIX}deadlines", "-inf", now_ms)
                 pipe.zrange(f"{PREFIX}running", 0, -1, withscores=True)
                 pipe.hmget(f"{PREFIX}state", ["run", "service"])
@@ -237,9 +242,13 @@ class JobQueue:
                 *lines, late, running, (run, service), states = await pipe.execute()
         ended = set(late)
         waiting: dict[LaneName, list[str]] = {}
-        for lane, line in zip(self._lanes, lines, strict=True):
-            ids = (member.split(b"|", 1)[1] for member in line)
-            waiting[lane.name] = [job_id.decode() for job_id in ids if job_id not in ended]
+        for lane, members, turns in zip(self._lanes, lines[::2], lines[1::2], strict=True):
+            jobs: defaultdict[str, list[str]] = defaultdict(list)
+            for member in members:
+                doctor, _, job_id = member.split(b"|", 2)
+                if job_id not in ended:
+                    jobs[doctor.decode()].append(job_id.decode())
+            waiting[lane.name] = line([doctor.decode() for doctor in turns], jobs)
         live = [state for state in map(_state, states) if now_ms - state.at_ms <= self._stale_ms]
         live = [state for state in live if state.state == "ready"]
         every, reserved = sum(state.slots for state in live), sum(state.reserved for state in live)

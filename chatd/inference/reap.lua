@@ -17,7 +17,7 @@ local function give_back(job)
     redis.call('HSET', job_key(job.id), 'state', 'waiting', 'worker', '')
     redis.call('ZREM', RUNNING, job.id)
     redis.call('ZREM', LEASES, job.id)
-    stand(job)
+    stand(job, job.turn)
     add_event(job, 'restart')
     lost[#lost + 1] = job.id
   end
