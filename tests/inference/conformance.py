@@ -31,6 +31,7 @@ from chatd import tasks
 from chatd.clock import Clock, SystemClock
 from chatd.inference.engine import Delta, Engine, EngineError, EngineFull, Finished, Generation
 from chatd.inference.jobs import Piece
+from chatd.inference.sections import parse
 
 #: No wait of this suite is longer; a loaded two-core machine with a tiny model needs a fraction of it.
 PATIENCE_S = 60.0
@@ -402,8 +403,6 @@ class Conformance:
 
     async def test_replies_under_the_grammar_are_valid_sections_with_catalogue_ids_only(self, rig: Rig) -> None:
         """Many random replies: each parses, complete ones are complete, and no id is outside the grammar."""
-        from chatd.inference.sections import parse
-
         slots = asyncio.Semaphore(rig.engine.capacity().free)
 
         async def run(seed: int) -> Finished:

@@ -10,6 +10,7 @@ import pytest_asyncio
 pytest.register_assert_rewrite("tests.inference.conformance")
 
 from chatd.inference.scripted import ScriptedEngine, ScriptedTokens  # noqa: E402
+from chatd.inference.sections import grammar  # noqa: E402
 from tests.inference.conformance import Conformance, Rig  # noqa: E402
 
 ACTIONS = ("order_ecg", "notify_icu", "order_troponin")
@@ -24,8 +25,7 @@ async def _make() -> ScriptedEngine:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def rig() -> AsyncIterator[Rig]:
     engine = await _make()
-    grammar = "|".join(f'"{action}"' for action in ACTIONS)
-    yield Rig(engine=engine, make=_make, tokens=ScriptedTokens(), actions=ACTIONS, grammar=grammar)
+    yield Rig(engine=engine, make=_make, tokens=ScriptedTokens(), actions=ACTIONS, grammar=grammar(ACTIONS))
     await engine.stop(0)
 
 
