@@ -37,7 +37,7 @@ MAX_NAME: Final = 40
 MAX_RECOMMENDATIONS: Final = 16
 
 
-class _Citations:
+class Citations:
     """Numbers from 1 in the order of first use; the same source has one number."""
 
     def __init__(self) -> None:
@@ -46,14 +46,14 @@ class _Citations:
 
     def chart(self, fact: Fact) -> int | None:
         """The number of a fact's chart item; None for a fact without one."""
-        if fact.ref is None:
-            return None
-        if fact.ref not in self._numbers:
-            self._numbers[fact.ref] = len(self.rows) + 1
-            self.rows.append(
-                Citation(n=len(self.rows) + 1, kind="chart", ref=fact.ref, as_of=fact.as_of, title=fact.name)
-            )
-        return self._numbers[fact.ref]
+        return None if fact.ref is None else self.item(fact.ref, fact.name, fact.as_of)
+
+    def item(self, ref: str, name: str, as_of: str | None) -> int:
+        """The number of a chart item by its reference."""
+        if ref not in self._numbers:
+            self._numbers[ref] = len(self.rows) + 1
+            self.rows.append(Citation(n=len(self.rows) + 1, kind="chart", ref=ref, as_of=as_of, title=name))
+        return self._numbers[ref]
 
     def protocol(self, quote: ProtocolQuote) -> int:
         """The number of a protocol's section."""
@@ -74,15 +74,15 @@ class _Citations:
         return self._numbers[ref]
 
 
-def _cut(text: str, limit: int) -> str:
+def cut(text: str, limit: int) -> str:
     """``text`` in at most ``limit`` characters, cut between words and marked with "…"; never inside a number."""
     if len(text) <= limit:
         return text
-    cut = text[: limit - 1]
+    kept = text[: limit - 1]
     if not text[limit - 1].isspace():
-        before, space, _ = cut.rpartition(" ")
-        cut = before if space else re.sub(r"[\d.,]+$", "", cut)
-    return cut.rstrip(" ,;:.") + "…"
+        before, space, _ = kept.rpartition(" ")
+        kept = before if space else re.sub(r"[\d.,]+$", "", kept)
+    return kept.rstrip(" ,;:.") + "…"
 
 
 #: Where a source's first part ends: a semicolon outside of brackets; and what may be left out at its end.
@@ -95,14 +95,15 @@ def short_source(quote: ProtocolQuote) -> str:
     name = _LAST_BRACKETS.sub("", _PART_END.split(quote.source)[0].strip())
     if quote.year is not None and str(quote.year) not in name:
         name = f"{name} {quote.year}"
-    return _cut(name, 90)
+    return cut(name, 90)
 
 
-def _marks(numbers: Iterable[int | None]) -> str:
+def marks(numbers: Iterable[int | None]) -> str:
+    """Citation marks for the end of a line: " [1] [3]", each once."""
     return "".join(f" [{n}]" for n in dict.fromkeys(numbers) if n is not None)
 
 
-def _findings(facts: FactsResult, citations: _Citations) -> tuple[str, ...]:
+def findings_of(facts: FactsResult, citations: Citations) -> tuple[str, ...]:
     """Critical results, what was asked, the rest; all allergies in one line of their own, before the rest."""
     lines: list[str] = []
     rows = facts.facts
@@ -119,20 +120,20 @@ def _findings(facts: FactsResult, citations: _Citations) -> tuple[str, ...]:
         if not allergies:
             return []
         if asked_allergies or len(allergies) == 1:
-            return [rows[n].text + _marks([citations.chart(rows[n])]) for n in allergies]
+            return [rows[n].text + marks([citations.chart(rows[n])]) for n in allergies]
         names = ", ".join(rows[n].name for n in allergies)
-        return [say("allergies.line", facts.lang, names=names) + _marks(citations.chart(rows[n]) for n in allergies)]
+        return [say("allergies.line", facts.lang, names=names) + marks(citations.chart(rows[n]) for n in allergies)]
 
     for place, n in enumerate(plain):
         if place == ahead:
             lines += allergy_lines()
-        lines.append(rows[n].text + _marks([citations.chart(rows[n])]))
+        lines.append(rows[n].text + marks([citations.chart(rows[n])]))
     if ahead >= len(plain):
         lines += allergy_lines()
     return tuple(lines)
 
 
-def _recommendations(facts: FactsResult, citations: _Citations) -> tuple[str, ...]:
+def recommendations_of(facts: FactsResult, citations: Citations) -> tuple[str, ...]:
     """Lines of the fitting protocols in quotation marks; none that names a drug this patient must not get."""
     held = {(row.protocol, row.section, row.line) for row in facts.held}
     lines: list[str] = []
@@ -143,18 +144,18 @@ def _recommendations(facts: FactsResult, citations: _Citations) -> tuple[str, ..
             text = say("answer.quote", facts.lang, title=quote.title, source=short_source(quote), quote=line)
             if quote.superseded_by is not None:
                 text += f" ({say('answer.superseded', facts.lang)})"
-            lines.append(text + _marks([citations.protocol(quote)]))
+            lines.append(text + marks([citations.protocol(quote)]))
     return tuple(lines)
 
 
-def _score_line(score: Score) -> str:
+def score_line(score: Score) -> str:
     """A score's own sentence; without one its name, value and band."""
     if score.text or score.value is None:
         return score.text or score.name
     return f"{score.name} {score.value:g}" + (f" ({score.band})" if score.band else "")
 
 
-def _headline(facts: FactsResult, name: str) -> str:
+def headline_of(facts: FactsResult, name: str) -> str:
     """At most ``MAX_HEADLINE`` characters: whose, then what matters first."""
     rows = facts.facts
     leads: list[str] = []
@@ -182,8 +183,8 @@ def _headline(facts: FactsResult, name: str) -> str:
         leads += [m for m in facts.missing if m != say("missing.patient", facts.lang)][:1]
     if not leads:
         leads.append(say("answer.headline.nothing", facts.lang))
-    prefix = f"{_cut(name, MAX_NAME)}: " if name else ""
-    headline = _cut(prefix + leads[0], MAX_HEADLINE)
+    prefix = f"{cut(name, MAX_NAME)}: " if name else ""
+    headline = cut(prefix + leads[0], MAX_HEADLINE)
     for lead in dict.fromkeys(leads[1:]):
         if lead in headline or len(headline) + len(lead) + 3 > MAX_HEADLINE:
             break
@@ -191,7 +192,8 @@ def _headline(facts: FactsResult, name: str) -> str:
     return headline
 
 
-def _section(title: str, lines: Iterable[str]) -> list[str]:
+def section(title: str, lines: Iterable[str]) -> list[str]:
+    """A titled list for the text of an answer, with a blank line before it; nothing without lines."""
     rows = [f"- {line}" for line in lines]
     return ["", f"{title}:", *rows] if rows else []
 
@@ -231,7 +233,8 @@ def proposals(
     )
 
 
-def _response_type(facts: FactsResult) -> str:
+def response_type(facts: FactsResult) -> str:
+    """The wire's ``response_type`` of an answer that rests on ``facts``."""
     if not facts.question.in_scope:
         return "out_of_scope"
     if facts.patient_id is None:
@@ -287,7 +290,7 @@ def respond(
         content = _content(facts, layers, notice, proposed)
     else:
         text = say("answer.greeting" if facts.question.greeting else "answer.out_of_scope", language)
-        data = StructuredData(headline=_cut(text, MAX_HEADLINE), scores=facts.scores, red_flags=facts.red_flags)
+        data = StructuredData(headline=cut(text, MAX_HEADLINE), scores=facts.scores, red_flags=facts.red_flags)
         escalations = (say("answer.red_flag", language, text=flag.text) for flag in facts.red_flags)
         content = Content(text="\n".join([text, *escalations]), structured_data=data)
     if asked is not None:
@@ -304,7 +307,7 @@ def respond(
         session_id=layers.session.session_id if session_id is None else session_id,
         department=layers.department.department_id,
         patient_id=facts.patient_id,
-        response_type=_response_type(facts),
+        response_type=response_type(facts),
         timestamp=stamp(now, milliseconds=True) or "",
         model=None,
         attempt=attempt,
@@ -317,7 +320,7 @@ def failed(asked: Asked, *, response_id: str, text: str, now: datetime, status: 
     """The one ``ai_response`` to a question that could not be answered: ``text`` says why, nothing of a record."""
     return AiResponse(
         response_id=response_id,
-        content=Content(text=text, structured_data=StructuredData(headline=_cut(text, MAX_HEADLINE))),
+        content=Content(text=text, structured_data=StructuredData(headline=cut(text, MAX_HEADLINE))),
         processing_time_ms=0,
         status=status,
         finish_reason=status,
@@ -332,27 +335,27 @@ def failed(asked: Asked, *, response_id: str, text: str, now: datetime, status: 
 
 def _content(facts: FactsResult, layers: Layers, notice: str, proposed: Sequence[Proposal]) -> Content:
     language = facts.lang
-    citations = _Citations()
-    findings = _findings(facts, citations)
-    recommendations = _recommendations(facts, citations)
+    citations = Citations()
+    findings = findings_of(facts, citations)
+    recommendations = recommendations_of(facts, citations)
     interpretation = facts.trends
     actions = tuple(proposed_action(proposal) for proposal in proposed)
     labels = tuple(action.label for action in actions)
-    headline = _headline(facts, layers.patient.name if layers.patient else "")
+    headline = headline_of(facts, layers.patient.name if layers.patient else "")
     escalations = tuple(say("answer.red_flag", language, text=flag.text) for flag in facts.red_flags)
     notices = dict.fromkeys(f"{quote.title}: {quote.notice}" for quote in facts.protocols if quote.notice)
     text = [
         headline,
         facts.who,
-        *_section(say("answer.red_flags", language), escalations),
-        *_section(say("answer.checks", language), (check.text for check in facts.checks)),
-        *_section(say("answer.findings", language), findings),
-        *_section(say("answer.scores", language), (_score_line(score) for score in facts.scores)),
-        *_section(say("answer.interpretation", language), interpretation),
-        *_section(say("answer.protocols", language), recommendations),
+        *section(say("answer.red_flags", language), escalations),
+        *section(say("answer.checks", language), (check.text for check in facts.checks)),
+        *section(say("answer.findings", language), findings),
+        *section(say("answer.scores", language), (score_line(score) for score in facts.scores)),
+        *section(say("answer.interpretation", language), interpretation),
+        *section(say("answer.protocols", language), recommendations),
         *(f"  {line}" for line in notices),
-        *_section(say("answer.missing", language), facts.missing),
-        *_section(say("answer.actions", language), labels),
+        *section(say("answer.missing", language), facts.missing),
+        *section(say("answer.actions", language), labels),
         "",
         notice,
     ]
