@@ -40,9 +40,9 @@ MAX_RECOMMENDATIONS: Final = 16
 class Citations:
     """Numbers from 1 in the order of first use; the same source has one number."""
 
-    def __init__(self) -> None:
-        self.rows: list[Citation] = []
-        self._numbers: dict[str, int] = {}
+    def __init__(self, rows: Iterable[Citation] = ()) -> None:
+        self.rows: list[Citation] = list(rows)
+        self._numbers: dict[str, int] = {row.ref: row.n for row in self.rows}
 
     def chart(self, fact: Fact) -> int | None:
         """The number of a fact's chart item; None for a fact without one."""

@@ -196,6 +196,60 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "Hello. Ask me about a patient: results, medicines, allergies, or what a protocol says.",
         "Olá. Pergunte-me sobre um doente: resultados, medicação, alergias, ou o que diz um protocolo.",
     ),
+    # --- the answer that a model helped to write
+    "model.findings": ("Findings (AI-written, numbers checked)", "Achados (redigidos por IA, números verificados)"),
+    "model.interpretation": ("Interpretation (AI-written)", "Interpretação (redigida por IA)"),
+    "model.recommendations": ("To consider (AI-written)", "A considerar (redigido por IA)"),
+    "model.notice": (
+        "AI-made: written by a language model and checked by rules against the record and the protocol library. "
+        "Decision support: verify.",
+        "Feito por IA: redigido por um modelo de linguagem e verificado por regras contra o registo e a biblioteca de "
+        "protocolos. Apoio à decisão: verificar.",
+    ),
+    "model.shared": (
+        "Written a moment ago for the same question of a colleague.",
+        "Redigido há momentos para a mesma pergunta de um colega.",
+    ),
+    "model.incomplete": (
+        "INCOMPLETE: the text ended before it was done.",
+        "INCOMPLETO: o texto acabou antes de estar concluído.",
+    ),
+    "model.held_all": (
+        "Nothing that the language model wrote passed the checks; this answer rests on the record and the protocols.",
+        "Nada do que o modelo de linguagem escreveu passou nas verificações; esta resposta assenta no registo e nos protocolos.",
+    ),
+    "review.numbers": (
+        "Held back: {n} of the model's lines, because the record and the protocols do not hold a number in them as written",
+        "Retidas: {n} linhas do modelo, porque o registo e os protocolos não têm um número nelas tal como escrito",
+    ),
+    "review.drug": (
+        "Held back: a line of the model named {drug}. {reason}",
+        "Retida: uma linha do modelo referia {drug}. {reason}",
+    ),
+    "review.allergies": (
+        "Held back: a line of the model said that there are no allergies, which the record does not say",
+        "Retida: uma linha do modelo dizia que não há alergias, o que o registo não diz",
+    ),
+    "review.identity": (
+        "Held back: {n} of the model's lines, because they seem to be about another patient",
+        "Retidas: {n} linhas do modelo, porque parecem ser sobre outro doente",
+    ),
+    "review.certainty": (
+        "Held back: {n} of the model's lines, because they claim certainty or reassure",
+        "Retidas: {n} linhas do modelo, porque afirmam certeza ou tranquilizam",
+    ),
+    "review.form": (
+        "Held back: {n} of the model's lines that are cut or are no statement about this question",
+        "Retidas: {n} linhas do modelo que estão cortadas ou não são uma afirmação sobre esta pergunta",
+    ),
+    "review.citations": (
+        "Removed: {n} references of the model that name nothing it was given",
+        "Removidas: {n} referências do modelo que não indicam nada do que lhe foi dado",
+    ),
+    "review.actions": (
+        "Left out: {n} actions that the model named and the rules do not propose for this patient",
+        "Omitidas: {n} ações que o modelo indicou e as regras não propõem para este doente",
+    ),
     "check.held": (
         "{title}: a line of this protocol is not put forward, because it names {drug}, which a check speaks against",
         "{title}: uma linha deste protocolo não é proposta, porque refere {drug}, que uma verificação desaconselha",

@@ -639,6 +639,13 @@ class _Reader:
         return msgspec.structs.replace(mention, names=ids)
 
 
+def dates_in(text: str) -> frozenset[tuple[int, int, int]]:
+    """The whole dates of a text as year, month and day; "05/03/2012" is read as the 5th of March."""
+    _, low, _ = _normal(text)
+    found = (_date_values(match["date"]) for match in _SCAN.finditer(low) if match["date"] is not None)
+    return frozenset((int(row[0]), int(row[1]), int(row[2])) for row in found if row and row[0] and row[2])
+
+
 # --- the lock ------------------------------------------------------------------------------------------------
 
 _REFERENCE = re.compile(r"\[[^\[\]\s]{1,160}[/#][^\[\]\s]{1,160}\]")
