@@ -323,15 +323,17 @@ _GIVE = (
 #: Right in front of a medicine: it is warned of.
 _WARNS_BEFORE = re.compile(
     r"\b(?:avoid(?:ing)?|withhold|hold off|stop(?:ping)?|discontinue|contra-?indication to|contra-?indicat(?:es|ing)"
-    r"|evitar|evite|suspender|suspenda|parar|nao (?:dar|administrar|usar|iniciar|prescrever)|contra-?indicacao (?:a|para)"
+    r"|evitar|evite|suspender|suspenda|parar|nao (?:dar|administrar|usar|iniciar|prescrever)"
+    r"|contra-?indicacao (?:a|para)"
     rf"|{_NOT} (?:be )?(?:give|given|start|started|use|used|administer|administered|prescribe|prescribed)"
-    r"|allerg(?:y|ic|ies) (?:to|with)|(?:allergy|alergia) ?:|alergi(?:a|co|ca|as) (?:a|ao|aos|as|com)"
+    r"|allerg(?:y|ic|ies) (?:to|with)|^(?:allergy|allergies|alergia|alergias) ?:|alergi(?:a|co|ca|as) (?:a|ao|aos|as|com)"
     r"|anaphyla\w* (?:to|with|after)|anafilaxia (?:a|ao|com|apos)|interacts? with|interage com)"
     r"(?P<between>[^.;:]*)$"
 )
 #: What may stand between a warning and its medicine, beside other medicines.
 _BETWEEN_WARNED = re.compile(
-    r"(?:\b(?:the|any|all|other|further|more|of|to|both|with|o|a|os|as|qualquer|outros?|outras?|and|or|e|ou|nem|nor)\b|[ ,/])*"
+    r"(?:\b(?:the|any|all|other|further|more|of|to|both|with|o|a|os|as|qualquer|outros?|outras?|and|or|e|ou|nem|nor)\b"
+    r"|[ ,/])*"
 )
 #: Right behind it: the same.
 _WARNS_AFTER = re.compile(
@@ -366,7 +368,7 @@ def _is_warned_of(plain: str, drug: medicines.Drug, drugs: Sequence[medicines.Dr
         return False
     ahead = "".join(
         " " if any(other.start <= at < other.end for other in drugs) else plain[at] for at in range(begin, drug.start)
-    )
+    ).lstrip()
     before = _WARNS_BEFORE.search(ahead)
     if before is not None and _BETWEEN_WARNED.fullmatch(before["between"]):
         return True

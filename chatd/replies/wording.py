@@ -235,8 +235,8 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "Retidas: {n} linhas do modelo, porque parecem ser sobre outro doente",
     ),
     "review.certainty": (
-        "Held back: {n} of the model's lines, because they claim certainty or reassure",
-        "Retidas: {n} linhas do modelo, porque afirmam certeza ou tranquilizam",
+        "Held back: {n} of the model's lines, because they leave no room for doubt",
+        "Retidas: {n} linhas do modelo, porque não deixam lugar a dúvida",
     ),
     "review.form": (
         "Held back: {n} of the model's lines that are cut or are no statement about this question",
