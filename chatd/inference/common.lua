@@ -187,7 +187,7 @@ local function service_ms()
   return tonumber(redis.call('HGET', STATE, 'service') or LIMITS.service_ms)
 end
 
--- When the job at this place begins, and the live slots its lane may use (order.py, `eta_ms`); nil without slots.
+-- When the job at this place begins, and the live slots its lane may use (order.py, `slots_free_ms` and `eta_ms`); nil without slots.
 local function forecast(lane, place)
   local slots, service, left = 0, service_ms(), {}
   local states = redis.call('HVALS', WORKERS)

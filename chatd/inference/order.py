@@ -62,21 +62,26 @@ def claim_order(
     return order + urgent
 
 
-def eta_ms(position: int, *, slots: int, running_since: Sequence[int], service_ms: int, now_ms: int) -> int | None:
-    """When the job at ``position`` begins, if every text takes ``service_ms``; None without slots.
+def slots_free_ms(*, slots: int, running_since: Sequence[int], service_ms: int, now_ms: int) -> tuple[int, ...]:
+    """In how many ms each of ``slots`` slots comes free, soonest first, if every text takes ``service_ms``.
 
     Args:
-        slots: slots that may take the job, free or not.
         running_since: when each running text was begun; with more of them than slots, the first ones to end free none.
     """
-    if slots < 1:
-        return None
     left = sorted(_left_ms(since + service_ms - now_ms, service_ms) for since in running_since)
-    left = ([0] * (slots - len(left)) + left)[-slots:]
-    # Equal times and no text longer than one of them: the slots come free in the same order in every round.
-    rounds, nth = divmod(position - 1, slots)
-    return left[nth] + rounds * service_ms
+    return tuple(([0] * (slots - len(left)) + left)[-slots:]) if slots > 0 else ()
 
 
 def _left_ms(left_ms: int, service_ms: int) -> int:
     return min(left_ms, service_ms) if left_ms > 0 else service_ms // _OVERDUE_PART
+
+
+def eta_ms(position: int, free_ms: Sequence[int], service_ms: int) -> int | None:
+    """When the job at ``position`` begins; None without slots.
+
+    No text is longer than another, so the slots come free in the same order in every round.
+    """
+    if not free_ms:
+        return None
+    rounds, nth = divmod(position - 1, len(free_ms))
+    return free_ms[nth] + rounds * service_ms

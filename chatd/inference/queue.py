@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, Final, Literal, cast
 
@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from chatd import metrics
 from chatd.inference.jobs import Claimed, FinishReason, Job, Outcome, Result, WorkerState
 from chatd.inference.lanes import LANES, STAT_RUN, Lane, LaneName, QueueLimits
-from chatd.inference.order import Place, claim_order, eta_ms, line
+from chatd.inference.order import Place, claim_order, eta_ms, line, slots_free_ms
 from chatd.logs import error_name
 from context.seal import Sealer, SealError
 from protocols.errors import ChatdError, ErrorCode
@@ -197,15 +197,26 @@ class JobQueue:
         """
         if not cursors:
             return {}
+        jobs = [f"{PREFIX}job:{job_id}" for job_id in cursors]
         with _answering():
             async with self._redis.pipeline(transaction=False) as pipe:
-                for job_id, after in cursors.items():
-                    pipe.xrange(f"{PREFIX}results:{job_id}", f"({after}", "+")
-                    pipe.exists(f"{PREFIX}job:{job_id}")
-                replies = await pipe.execute()
-        found: dict[str, list[Result] | None] = {}
-        for job_id, rows, exists in zip(cursors, replies[::2], replies[1::2], strict=True):
-            found[job_id] = [self._result(job_id, *row) for row in rows] if exists else None
+                pipe.xread({f"{PREFIX}results:{job_id}": after for job_id, after in cursors.items()})
+                # After the events, so that those of a job that goes away in between are not taken for all there are.
+                pipe.exists(*jobs)
+                streams, existing = await pipe.execute()
+            are_there: Sequence[int] = [1] * len(jobs)
+            if existing < len(jobs):
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for job in jobs:
+                        pipe.exists(job)
+                    are_there = await pipe.execute()
+        found: dict[str, list[Result] | None] = {
+            job_id: [] if is_there else None for job_id, is_there in zip(cursors, are_there, strict=True)
+        }
+        for key, rows in streams:
+            job_id = key.decode().removeprefix(f"{PREFIX}results:")
+            if found[job_id] is not None:
+                found[job_id] = [self._result(job_id, *row) for row in rows]
         return found
 
     def _result(self, job_id: str, event_id: bytes, fields: dict[bytes, bytes]) -> Result:
@@ -220,8 +231,8 @@ class JobQueue:
                     outcome = msgspec.json.decode(content, type=Outcome)
             elif kind == "ended":
                 outcome = Outcome(reason=cast(FinishReason, fields[b"r"].decode()), error=fields[b"e"].decode())
-        except SealError as error:
-            log.error("result_unreadable", job_id=job_id, reason=error.reason)
+        except (SealError, msgspec.MsgspecError) as error:
+            log.error("result_unreadable", job_id=job_id, error=error_name(error))
             kind, outcome = "ended", Outcome(reason="error", error=ErrorCode.INTERNAL)
         return Result(id=event_id.decode(), kind=kind, attempt=int(fields[b"a"]), text=text, outcome=outcome)
 
@@ -252,21 +263,21 @@ class JobQueue:
         live = [state for state in map(_state, states) if now_ms - state.at_ms <= self._stale_ms]
         live = [state for state in live if state.state == "ready"]
         every, reserved = sum(state.slots for state in live), sum(state.reserved for state in live)
-        order = claim_order(waiting, run=int(run or 0), lanes=self._lanes)
         since = [int(score) for _, score in running]
-        return {
-            job_id: Place(
-                lane=lane_name,
-                position=position,
-                eta_ms=eta_ms(
-                    position,
-                    slots=every if lane_name == self._lanes[0].name else every - reserved,
-                    running_since=since,
-                    service_ms=int(service or self._limits.service_ms),
-                    now_ms=now_ms,
-                ),
+        service_ms = int(service or self._limits.service_ms)
+        free_ms = {
+            is_top: slots_free_ms(
+                slots=every if is_top else every - reserved,
+                running_since=since,
+                service_ms=service_ms,
+                now_ms=now_ms,
             )
-            for position, (lane_name, job_id) in enumerate(order, 1)
+            for is_top in (True, False)
+        }
+        top = self._lanes[0].name
+        return {
+            job_id: Place(lane=name, position=position, eta_ms=eta_ms(position, free_ms[name == top], service_ms))
+            for position, (name, job_id) in enumerate(claim_order(waiting, run=int(run or 0), lanes=self._lanes), 1)
         }
 
     async def workers(self, now_ms: int) -> list[WorkerState]:
@@ -381,7 +392,7 @@ class JobQueue:
         return {lane.name: count for lane, count in zip(self._lanes, counts, strict=True)}
 
     @staticmethod
-    def rings(redis: Redis) -> AsyncIterator[Ring]:
+    def rings(redis: Redis) -> AsyncGenerator[Ring, None]:
         """``rings`` of this module, for who has the queue at hand."""
         return rings(redis)
 
@@ -390,7 +401,7 @@ def _state(kept: bytes) -> WorkerState:
     return msgspec.json.decode(kept.split(b" ", 4)[4], type=WorkerState)
 
 
-async def rings(redis: Redis) -> AsyncIterator[Ring]:
+async def rings(redis: Redis) -> AsyncGenerator[Ring, None]:
     """The bell, for ever: connects again by itself, and then says ``lost`` without ids, once it hears again.
 
     The first ring comes as soon as it hears. Nothing that rings after it is missed while the connection stands.
