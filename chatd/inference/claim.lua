@@ -35,6 +35,7 @@ local function take(lane)
   redis.call('PEXPIRE', RUNNING, LIMITS.life_ms)
   redis.call('PEXPIRE', LEASES, LIMITS.life_ms)
   add_event(job, 'begun')
+  keep_for(id, LIMITS.life_ms)
   ids[#ids + 1] = id
   claimed[#claimed + 1] = {id, fence, job.attempt, lane.name, job.deadline, NOW - job.at,
     redis.call('HGET', job_key(id), 'payload')}
