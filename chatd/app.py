@@ -18,11 +18,16 @@ from chatd.actions.service import Actions
 from chatd.clock import Clock, SystemClock
 from chatd.faults import FaultPoints
 from chatd.gateway.node import Node
+from chatd.inference.limits import limits_of
+from chatd.inference.queue import JobQueue
+from chatd.inference.watch import ModelWatch
 from chatd.ledger import Ledger
 from chatd.places import Places
 from chatd.records import RecordKeeper, configured
+from chatd.replies.following import Follower
 from chatd.replies.runs import Runs
 from chatd.replies.sessions import Sessions
+from chatd.replies.writing import Writer
 from chatd.settings import Settings
 from context.seal import Sealer
 from context.store import ContextStore, connect
@@ -48,7 +53,7 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
         redis = connect(
             places.redis_url, timeout_s=settings.redis_timeout_s, max_connections=settings.redis_max_connections
         )
-        doorbell = connect(places.redis_url, timeout_s=_DOORBELL_READ_S, max_connections=2)
+        doorbell = connect(places.redis_url, timeout_s=_DOORBELL_READ_S, max_connections=4)
         try:
             sealer = Sealer(places.key_ring())
             ledger = Ledger.open(places.ledger_url, timeout_s=settings.ledger_timeout_s)
@@ -59,6 +64,8 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
             # Keys, pages or addresses that cannot be used: the server swallows the reason, so it is said here.
             print(f"chatd: {error}", file=sys.stderr, flush=True)
             raise
+        # Before the first phone: a question that comes at once must not be answered as if there were no model.
+        await node.watch.look()
         app.state.node = node
         app.state.keeper = keeper
         app.state.jwt_secret = places.jwt_secret() if settings.demo else b""
@@ -101,16 +108,25 @@ def _node(
         ttl_ms=round(settings.session_timeout_s * 1000),
         max_events=settings.session_log_events,
     )
+    watch, queue, follower, writer = ModelWatch(None, clock=clock, model_down_s=settings.model_down_s), None, None, None
+    if settings.model_configured:
+        queue = JobQueue(redis, sealer, limits_of(settings))
+        watch = ModelWatch(queue, clock=clock, model_down_s=settings.model_down_s)
+        follower = Follower(
+            queue, redis, doorbell, clock=clock, silence_s=settings.silence_s, is_down=lambda: watch.is_down
+        )
+        writer = Writer(queue, follower, digest_key=sealer.derive("same-question"), settings=settings, clock=clock)
     runs = Runs(
         sessions=sessions,
         store=store,
         library=places.library(),
         clock=clock,
         node_id=node_id,
-        model_configured=settings.model_configured,
         action_ttl_s=settings.action_ttl_s,
         give_up_s=settings.session_timeout_s,
         faults=faults,
+        writer=writer,
+        watch=watch,
     )
     actions = Actions(
         ledger,
@@ -131,6 +147,9 @@ def _node(
         verifier=places.token_verifier(),
         node_id=node_id,
         faults=faults,
+        watch=watch,
+        queue=queue,
+        follower=follower,
     )
 
 

@@ -105,11 +105,12 @@ async def _health(request: Request) -> Response:
     """The original design's body: ``status``, ``active_connections``, ``medgemma_status``."""
     node = _node(request)
     ready = await readiness(node)
+    is_whole = ready.ready and ready.model in ("none", "ready")
     return _json(
         {
-            "status": "healthy" if ready.ready else "degraded",
+            "status": "healthy" if is_whole else "degraded",
             "active_connections": node.connections,
-            "medgemma_status": "down" if node.settings.model_configured else "not_configured",
+            "medgemma_status": "not_configured" if ready.model == "none" else ready.model,
         }
     )
 

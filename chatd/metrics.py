@@ -62,6 +62,62 @@ CONTEXT_RELOADS = Counter(
 )
 ACTIONS = Counter("chatd_actions_total", "Steps of quick actions, by resulting status.", ["status"], registry=REGISTRY)
 FEEDBACK = Counter("chatd_feedback_total", "Feedback on answers.", ["useful"], registry=REGISTRY)
+#: A wait for the model is seconds to minutes, its first word tenths of a second.
+_WAIT_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 45.0, 90.0, 180.0)
+
+QUEUE_WAITING = Gauge("chatd_queue_waiting", "Questions waiting for the model, by lane.", ["lane"], registry=REGISTRY)
+QUEUE_REFUSED = Counter(
+    "chatd_queue_refused_total", "Questions that the model's queue did not take, by code.", ["code"], registry=REGISTRY
+)
+QUEUE_SECONDS = Histogram(
+    "chatd_queue_seconds",
+    "From being queued to being begun by a worker, by lane.",
+    ["lane"],
+    buckets=_WAIT_SECONDS,
+    registry=REGISTRY,
+)
+MODEL_TTFT_SECONDS = Histogram(
+    "chatd_model_ttft_seconds",
+    "From being begun by a worker to the first token, by lane.",
+    ["lane"],
+    buckets=_WAIT_SECONDS,
+    registry=REGISTRY,
+)
+MODEL_SECONDS = Histogram(
+    "chatd_model_seconds",
+    "From being begun by a worker to the last token, by lane.",
+    ["lane"],
+    buckets=_WAIT_SECONDS,
+    registry=REGISTRY,
+)
+FIRST_TEXT_SECONDS = Histogram(
+    "chatd_first_text_seconds",
+    "From the start of a run to the first text handed to its phones.",
+    buckets=_WAIT_SECONDS,
+    registry=REGISTRY,
+)
+MODEL_TOKENS = Counter(
+    "chatd_model_tokens_total",
+    "Tokens of finished texts: in, out, and reused of those in.",
+    ["kind"],
+    registry=REGISTRY,
+)
+MODEL_ENDS = Counter(
+    "chatd_model_ends_total", "Texts ended, by reason: error means given up.", ["reason"], registry=REGISTRY
+)
+MODEL_SHARED = Counter(
+    "chatd_model_shared_total", "Answers that took the words of a colleague's same question.", registry=REGISTRY
+)
+MODEL_HELD_BACK = Counter("chatd_model_held_back_total", "Lines of a model that a check held back.", registry=REGISTRY)
+JOB_RESTARTS = Counter(
+    "chatd_job_restarts_total", "Texts begun again because their worker was lost, as seen here.", registry=REGISTRY
+)
+JOBS_REAPED = Counter(
+    "chatd_jobs_reaped_total", "Jobs that this gateway found past their lease or deadline.", registry=REGISTRY
+)
+MODEL_WORKERS = Gauge("chatd_model_workers", "Workers by state, as seen here.", ["state"], registry=REGISTRY)
+MODEL_SLOTS = Gauge("chatd_model_slots", "Slots of ready workers, and those in use.", ["use"], registry=REGISTRY)
+MODE = Gauge("chatd_mode", "1 for the mode that this gateway is in.", ["mode"], registry=REGISTRY)
 LOG_LINES_DROPPED = Counter(
     "chatd_log_lines_dropped_total",
     "Log lines dropped because the log's reader was too slow.",

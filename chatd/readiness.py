@@ -10,6 +10,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from context.store import StoreError
+from protocols.frames import Mode
 
 if TYPE_CHECKING:
     from chatd.clock import Clock
@@ -23,14 +24,16 @@ _LEDGER_EVERY_MS = 2_000
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """``ready``: questions can be answered. The ledger is not part of it: without it only actions are refused."""
+    """``ready``: questions can be answered. Ledger and model are not part of it: without the one only actions are
+    refused, without the other answers come from facts (``mode``)."""
 
     ready: bool
     draining: bool
     redis: bool
     context: bool
     ledger: bool
-    mode: str = "facts_only"
+    mode: Mode = "facts_only"
+    model: str = "none"
 
 
 class LedgerCheck:
@@ -67,4 +70,6 @@ async def readiness(node: Node) -> Readiness:
         redis=redis,
         context=context,
         ledger=ledger,
+        mode=node.watch.mode,
+        model=node.watch.state.state,
     )

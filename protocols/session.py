@@ -356,6 +356,11 @@ class Session:
         """Response ids this connection has begun to show and not seen the end of; empty: drained."""
         return frozenset(self._next_idx)
 
+    @property
+    def is_welcomed(self) -> bool:
+        """Whether the opening frames have been sent, so that others may follow."""
+        return self.state in (State.ACTIVE, State.DRAINING) and not (self._welcome_due or self._snapshot_due)
+
     def is_finished(self, response_id: str) -> bool:
         """Whether this connection was sent the answer: neither text nor a place in the queue may follow it."""
         return response_id in self._finished

@@ -17,7 +17,7 @@ from chatd.clock import epoch_ms, iso_ms
 from chatd.gateway import commands
 from chatd.gateway.auth import Principal, TokenError, check_path
 from chatd.gateway.node import FLUSH_S, Node
-from chatd.gateway.outbox import Outbox, SlowConsumer
+from chatd.gateway.outbox import Outbox, SlowConsumer, Words
 from chatd.gateway.transport import EXTENSION, Transport
 from chatd.gateway.welcome import welcome
 from chatd.logs import error_name
@@ -25,7 +25,22 @@ from chatd.replies.sessions import SessionLost, SessionsUnavailable
 from context.store import ContextNotLoaded, DepartmentUnknown, StoreUnavailable
 from protocols import codec
 from protocols.errors import CLOSE_REASONS, CloseCode, ErrorCode, RemoteProtocolError, error_text
-from protocols.frames import PROTOCOL, PROTOCOL_MSGPACK, ClientFrame, Context, Error, Goaway, Hello, Id, ServerFrame
+from protocols.frames import (
+    PROTOCOL,
+    PROTOCOL_MSGPACK,
+    AiDelta,
+    AiResponse,
+    ClientFrame,
+    Context,
+    Error,
+    Facts,
+    Goaway,
+    Hello,
+    Id,
+    ModeChange,
+    Queue,
+    ServerFrame,
+)
 from protocols.session import Close, SendPing, Session, SessionRules, State
 
 log = structlog.get_logger(__name__)
@@ -80,6 +95,9 @@ class Connection:
         self._received = 0
         self._outbox = Outbox(node.settings.outbox_bytes)
         self._behind = asyncio.Event()
+        self._is_reading = False
+        #: What the phone was last told of the model; None before its welcome.
+        self.mode_told: ModeChange | None = None
         self._gone = asyncio.Event()
         self._is_told = False
         self._close_wanted: asyncio.Future[Closing] = asyncio.get_running_loop().create_future()
@@ -178,6 +196,8 @@ class Connection:
                 # A push extension and a wall board hear of alerts only: the session's log is not theirs.
                 self.cursor = resume_from
                 self._behind.set()
+                # What is being written now is heard from here on, wherever it is followed for the session.
+                self.node.attend(self)
             watched: list[asyncio.Future[Any]] = [*loops, self._close_wanted]
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             if self._close_wanted.done():
@@ -349,11 +369,18 @@ class Connection:
     def send_event(self, seq: int, stored: bytes, *, again: bool = False) -> None:
         """Queue a durable frame of the log; ``again`` for one that is asked for a second time and moves no cursor."""
         frame = codec.decode_server(codec.with_position(stored, self.epoch, seq))
+        if isinstance(frame, AiResponse):
+            # The answer replaces its text: what still waits of it must not follow.
+            self._outbox.drop_deltas(frame.response_id)
         if again:
             self._queue(self.session.repeating(frame))
             return
         self._queue(self.session.sending(frame))
         self.cursor = seq
+        if isinstance(frame, Facts):
+            self.node.begun(self, frame.response_id)
+        elif isinstance(frame, AiResponse):
+            self.node.answered(self, frame.response_id)
         if isinstance(frame, Context) and seq > self.opened_seq:
             # Another phone of the session has switched, maybe on another gateway: the fence stands where it shows.
             self.active_patient_id = None if frame.patient is None else frame.patient.patient_id
@@ -374,21 +401,77 @@ class Connection:
         try:
             self._outbox.offer(data)
         except SlowConsumer as slow:
-            metrics.SLOW_CONSUMERS.inc()
-            log.warning("slow_consumer", connection_id=self.connection_id, waiting_bytes=slow.waiting_bytes)
-            self.close_soon(CloseCode.SLOW_CONSUMER)
+            self._too_slow(slow)
+
+    def _too_slow(self, slow: SlowConsumer) -> None:
+        metrics.SLOW_CONSUMERS.inc()
+        log.warning("slow_consumer", connection_id=self.connection_id, waiting_bytes=slow.waiting_bytes)
+        self.close_soon(CloseCode.SLOW_CONSUMER)
+
+    # --- an answer that is being written: none of these is from the log, none is ever repeated ---
+
+    def can_hear(self, response_id: str) -> bool:
+        """Whether text and places of this response may be sent: the log before it has gone out, its answer has not."""
+        is_current = self.cursor is not None and not self._behind.is_set() and not self._is_reading
+        return is_current and not self.compat and not self.session.is_finished(response_id)
+
+    def hear_place(self, frame: Queue) -> None:
+        """Send where a question stands with the model; where its text is void, what waits of it is dropped."""
+        if not self._may_hear(frame.response_id):
+            return
+        if frame.state == "restarted":
+            self._outbox.drop_deltas(frame.response_id)
+        self.send(frame)
+
+    def hear_words(self, response_id: str, section: str, text: str, attempt: int) -> None:
+        """Queue text of an answer; pieces that wait together leave as one."""
+        if not self._may_hear(response_id):
+            return
+        try:
+            self._outbox.offer_delta(response_id, section, text, attempt)
+        except SlowConsumer as slow:
+            self._too_slow(slow)
+
+    def _may_hear(self, response_id: str) -> bool:
+        return not self.compat and self.session.is_welcomed and not self.session.is_finished(response_id)
+
+    def hear_mode(self, mode: ModeChange) -> None:
+        """Send the model's state if it is another than the phone was told."""
+        told = self.mode_told
+        if told is None or not self.session.is_welcomed:
+            return
+        if (told.mode, told.model.state, told.model.id) != (mode.mode, mode.model.state, mode.model.id):
+            self.mode_told = mode
+            self.send(mode)
 
     async def _write_loop(self) -> None:
         while True:
             await self._write(await self._outbox.take())
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, next_one: bytes | Words) -> None:
+        data = self._numbered(next_one) if isinstance(next_one, Words) else next_one
+        if data is None:
+            return
         if self._msgpack:
             await self._websocket.send_bytes(data)
         else:
             await self._websocket.send_text(data.decode())
         if data.startswith(_ANSWER):
             self.node.faults.reached("deliver")
+
+    def _numbered(self, words: Words) -> bytes | None:
+        """Text as its frame, numbered in the order of leaving; None after the answer."""
+        if self.session.is_finished(words.response_id):
+            return None
+        frame = AiDelta(
+            response_id=words.response_id,
+            idx=self.session.next_idx(words.response_id),
+            section=words.section,
+            text=words.text,
+            attempt=words.attempt,
+        )
+        metrics.FRAMES_OUT.labels("ai_delta").inc()
+        return self._encode(self.session.sending(frame))
 
     # --- the session's log ---
 
@@ -409,6 +492,7 @@ class Connection:
             self._behind.clear()
             if self.key is None or self.cursor is None:
                 continue
+            self._is_reading = True
             try:
                 events = await self.node.sessions.read(self.key, self.epoch, self.cursor)
             except SessionsUnavailable:
@@ -416,6 +500,8 @@ class Connection:
                 continue
             except SessionLost:
                 raise Closing(CloseCode.INSUFFICIENT_STATE) from None
+            finally:
+                self._is_reading = False
             for event in events:
                 if event.seq <= self.cursor:
                     continue

@@ -19,14 +19,18 @@ from chatd.actions.service import Actions
 from chatd.clock import Clock, epoch_ms
 from chatd.faults import FaultPoints
 from chatd.gateway.auth import TokenVerifier
+from chatd.inference.queue import JobQueue, QueueUnavailable
+from chatd.inference.watch import ModelWatch
 from chatd.ledger import Ledger, LedgerUnavailable
 from chatd.logs import error_name
 from chatd.readiness import LedgerCheck
+from chatd.replies.following import Follower
 from chatd.replies.runs import Run, Runs
 from chatd.replies.sessions import DOORBELL, Request, SessionLost, Sessions, SessionsUnavailable
 from chatd.settings import Settings
 from context.store import ContextStore
-from protocols.errors import CloseCode
+from protocols.errors import CloseCode, RemoteProtocolError
+from protocols.frames import ModeChange
 
 if TYPE_CHECKING:
     from chatd.gateway.connection import Connection
@@ -35,6 +39,8 @@ log = structlog.get_logger(__name__)
 
 #: A doorbell connection that broke is opened again after this; the sweep covers the time between.
 _DOORBELL_RETRY_S = 0.5
+#: How often the model's workers are looked at.
+WATCH_S = 1.0
 #: How long the last frames of a connection may take to leave before it is closed all the same; and the closing.
 FLUSH_S = 1.0
 #: What a phone may take to be gone once it is to be closed.
@@ -64,6 +70,9 @@ class Node:
         verifier: TokenVerifier,
         node_id: str,
         faults: FaultPoints,
+        watch: ModelWatch,
+        queue: JobQueue | None = None,
+        follower: Follower | None = None,
     ) -> None:
         self.faults = faults
         self.settings = settings
@@ -81,7 +90,15 @@ class Node:
         self._doorbell = doorbell
         self._connections: set[Connection] = set()
         self._by_session: defaultdict[str, set[Connection]] = defaultdict(set)
+        self.watch = watch
+        self._queue = queue
+        self._follower = follower
+        self._newcomers: set[Connection] = set()
+        self._has_newcomers = asyncio.Event()
         runs.on_appended = self.ring
+        runs.on_refused = self.refused
+        if follower is not None:
+            follower.phones_of = self.phones_of
 
     @property
     def connections(self) -> int:
@@ -113,6 +130,7 @@ class Node:
 
     def left(self, connection: Connection) -> None:
         """Forget a connection; a second call changes nothing."""
+        self._newcomers.discard(connection)
         if connection in self._connections:
             self._connections.discard(connection)
             metrics.CONNECTIONS.labels(connection.channel).dec()
@@ -134,6 +152,61 @@ class Node:
             if connection.epoch == epoch:
                 connection.ring(seq, frame)
 
+    # --- answers that are being written ---
+
+    def attend(self, connection: Connection) -> None:
+        """The phone's session is open: what is being written for it, on whatever gateway, is to be heard here too."""
+        if self._follower is not None and not connection.compat:
+            self._newcomers.add(connection)
+            self._has_newcomers.set()
+
+    def begun(self, connection: Connection, response_id: str) -> None:
+        """The phone was sent the facts of a question; the run that writes its answer may be another gateway's."""
+        if self._follower is not None and not connection.compat and connection.key is not None:
+            self._follower.attend(response_id, connection.key)
+
+    def answered(self, connection: Connection, response_id: str) -> None:
+        """The phone was sent the answer: nothing more is to be heard of it."""
+        if self._follower is not None and connection.key is not None:
+            self._follower.dismiss(response_id)
+
+    def refused(self, key: str, error: RemoteProtocolError) -> None:
+        """Tell the phones that the model's queue did not take their question; its answer comes from facts."""
+        for connection in self.phones_of(key):
+            # One of the original design would take an error for its answer.
+            if not connection.compat and connection.session.is_welcomed:
+                connection.send_error(error)
+
+    @property
+    def mode_now(self) -> ModeChange:
+        """The model's state as phones are told it."""
+        return ModeChange(mode=self.watch.mode, model=self.watch.state)
+
+    async def _tell_mode(self) -> None:
+        """Look at the model, and tell every phone that knows otherwise; one that was just being welcomed too."""
+        while True:
+            await self.watch.look()
+            mode = self.mode_now
+            for connection in tuple(self._connections):
+                connection.hear_mode(mode)
+            await asyncio.sleep(WATCH_S)
+
+    async def _welcome_newcomers(self) -> None:
+        """Find what is being written for phones that have just come, with one question to the log for each."""
+        while True:
+            await self._has_newcomers.wait()
+            self._has_newcomers.clear()
+            while self._newcomers:
+                connection = self._newcomers.pop()
+                if connection.key is None or self._follower is None:
+                    continue
+                try:
+                    for response_id, _ in await self.sessions.open_requests(connection.key):
+                        self._follower.attend(response_id, connection.key)
+                except SessionsUnavailable:
+                    # Its answer comes all the same; only the text before it is not seen.
+                    log.warning("not_attended", connection_id=connection.connection_id)
+
     # --- background ---
 
     async def run(self) -> None:
@@ -142,7 +215,10 @@ class Node:
             asyncio.create_task(self._listen()),
             asyncio.create_task(self._sweep()),
             asyncio.create_task(self._expire()),
+            asyncio.create_task(self._tell_mode()),
         ]
+        if self._follower is not None:
+            loops += [asyncio.create_task(self._follower.run()), asyncio.create_task(self._welcome_newcomers())]
         try:
             done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
             for loop in done:
@@ -178,6 +254,11 @@ class Node:
                 await self.sweep()
             except SessionsUnavailable as error:
                 log.warning("sweep_failed", error=error_name(error))
+            if self._queue is not None:
+                try:
+                    metrics.JOBS_REAPED.inc(await self._queue.reap(epoch_ms(self.clock.now())))
+                except QueueUnavailable as error:
+                    log.warning("jobs_not_reaped", error=error_name(error))
 
     async def sweep(self) -> None:
         """One round: keep the sessions of this node's phones and runs, take over lapsed runs, heal lost rings."""

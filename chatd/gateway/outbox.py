@@ -13,7 +13,6 @@ from collections import deque
 import msgspec
 
 from protocols.errors import ChatdError
-from protocols.frames import AiDelta
 
 
 class Lane(enum.IntEnum):
@@ -22,6 +21,15 @@ class Lane(enum.IntEnum):
     ALERT = 0
     REPLY = 1
     DELTA = 2
+
+
+class Words(msgspec.Struct, frozen=True):
+    """A piece of an answer's text that is being written; it gets its number when it leaves."""
+
+    response_id: str
+    section: str
+    text: str
+    attempt: int
 
 
 class SlowConsumer(ChatdError):
@@ -43,11 +51,9 @@ class Outbox:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._lanes: tuple[deque[bytes], deque[bytes]] = (deque(), deque())
-        self._deltas: dict[tuple[str, str], list[str]] = {}
-        self._next_idx: dict[str, int] = {}
+        self._deltas: dict[tuple[str, str, int], list[str]] = {}
         self._waiting_bytes = 0
         self._not_empty = asyncio.Event()
-        self._encode = msgspec.json.Encoder().encode
 
     @property
     def waiting_bytes(self) -> int:
@@ -62,27 +68,26 @@ class Outbox:
         self._reserve(len(frame))
         self._lanes[lane].append(frame)
 
-    def offer_delta(self, response_id: str, section: str, text: str) -> None:
-        """Queue a piece of text; it joins what already waits for the same section of the same response.
+    def offer_delta(self, response_id: str, section: str, text: str, attempt: int = 1) -> None:
+        """Queue a piece of text; it joins what already waits for the same section of the same response and attempt.
 
         Raises:
             SlowConsumer: it does not fit; the outbox is as it was.
         """
         self._reserve(len(text.encode()))
-        self._deltas.setdefault((response_id, section), []).append(text)
+        self._deltas.setdefault((response_id, section, attempt), []).append(text)
 
     def drop_deltas(self, response_id: str) -> None:
-        """Forget waiting text of a response: its final frame is about to be offered and is authoritative."""
+        """Forget waiting text of a response: its final frame is about to be offered, or what was written is void."""
         for key in [key for key in self._deltas if key[0] == response_id]:
             self._waiting_bytes -= sum(len(text.encode()) for text in self._deltas.pop(key))
-        self._next_idx.pop(response_id, None)
 
-    async def take(self) -> bytes:
-        """The next frame to write, waiting for one if there is none."""
-        while (frame := self._pop()) is None:
+    async def take(self) -> bytes | Words:
+        """The next frame to write, or text that is still to be numbered; waits for one if there is none."""
+        while (next_one := self._pop()) is None:
             self._not_empty.clear()
             await self._not_empty.wait()
-        return frame
+        return next_one
 
     def _reserve(self, size_bytes: int) -> None:
         if self._waiting_bytes + size_bytes > self._max_bytes:
@@ -90,7 +95,7 @@ class Outbox:
         self._waiting_bytes += size_bytes
         self._not_empty.set()
 
-    def _pop(self) -> bytes | None:
+    def _pop(self) -> bytes | Words | None:
         for lane in self._lanes:
             if lane:
                 frame = lane.popleft()
@@ -99,9 +104,7 @@ class Outbox:
         if not self._deltas:
             return None
         # Insertion order: the section that has waited longest.
-        response_id, section = key = next(iter(self._deltas))
+        response_id, section, attempt = key = next(iter(self._deltas))
         texts = self._deltas.pop(key)
         self._waiting_bytes -= sum(len(text.encode()) for text in texts)
-        idx = self._next_idx.get(response_id, 0)
-        self._next_idx[response_id] = idx + 1
-        return self._encode(AiDelta(response_id=response_id, idx=idx, section=section, text="".join(texts)))
+        return Words(response_id, section, "".join(texts), attempt)

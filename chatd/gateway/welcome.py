@@ -19,7 +19,6 @@ from protocols.frames import (
     Heartbeat,
     Hello,
     Limits,
-    ModelState,
     OpenResponse,
     PatientInfo,
     Snapshot,
@@ -72,6 +71,7 @@ async def welcome(connection: Connection, hello: Hello) -> int:
     connection.repeats_up_to = 0 if plan.resumed else resume_from
     connection.session.opened(opened.epoch, resume_from, 0, now_ms=node.clock.monotonic_ms(), idle_ms=opened.idle_ms)
     if not connection.compat:
+        connection.mode_told = node.mode_now
         connection.send(_welcome(connection, opened, department, plan))
         if not plan.resumed:
             # Of a session that nobody has had before there is nothing to tell.
@@ -126,8 +126,8 @@ def _welcome(connection: Connection, opened: Opened, department: DepartmentLayer
                 for action in department.actions
             ),
         ),
-        model=ModelState(state="down" if node.settings.model_configured else "none"),
-        mode="facts_only",
+        model=node.watch.state,
+        mode=node.watch.mode,
     )
 
 

@@ -20,16 +20,28 @@ from chatd import metrics, tasks
 from chatd.actions.rules import Proposal
 from chatd.clock import Clock, iso_ms
 from chatd.faults import FaultPoints
+from chatd.inference.queue import QueueUnavailable
+from chatd.inference.sections import parse
+from chatd.inference.watch import ModelWatch
 from chatd.logs import error_name
 from chatd.replies.answer import failed, proposals, respond
 from chatd.replies.facts import FactsResult, build
+from chatd.replies.review import compose_answer, review
 from chatd.replies.sessions import Fenced, Request, SessionLost, Sessions, SessionsUnavailable
 from chatd.replies.wording import say
+from chatd.replies.writing import Unwritten, Writer, Written
 from context.layers import Layers, Message, PendingAction
 from context.library import Library
-from context.store import ContextNotLoaded, ContextStore, DepartmentUnknown, PatientUnknown, StoreUnavailable
-from protocols.errors import ErrorCode, error_text
-from protocols.frames import AiResponse
+from context.store import (
+    ContextNotLoaded,
+    ContextStore,
+    DepartmentUnknown,
+    PatientCard,
+    PatientUnknown,
+    StoreUnavailable,
+)
+from protocols.errors import ErrorCode, RemoteProtocolError, error_text
+from protocols.frames import AiResponse, Timing
 
 log = structlog.get_logger(__name__)
 
@@ -67,23 +79,28 @@ class Runs:
         library: Library,
         clock: Clock,
         node_id: str,
-        model_configured: bool,
         action_ttl_s: float,
         give_up_s: float,
         faults: FaultPoints,
+        writer: Writer | None = None,
+        watch: ModelWatch | None = None,
     ) -> None:
         self._sessions = sessions
         self._store = store
         self._library = library
         self._clock = clock
         self._node_id = node_id
-        self._model_configured = model_configured
         self._action_ttl = timedelta(seconds=action_ttl_s)
         self._give_up_ms = round(give_up_s * 1000)
         self._faults = faults
+        self._writer = writer
+        self._watch = watch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="facts")
+        # Of its own: a review takes ten times as long as facts, for which the next doctor waits.
+        self._review_thread = ThreadPoolExecutor(1, thread_name_prefix="review")
         self._tasks: dict[str, tuple[Run, asyncio.Task[None]]] = {}
         self.on_appended: Appended | None = None
+        self.on_refused: Callable[[str, RemoteProtocolError], None] = lambda _key, _error: None
 
     @property
     def working(self) -> dict[tuple[str, str], list[str]]:
@@ -121,12 +138,21 @@ class Runs:
         )
         seq, _ = await self._finish(run, answer, owner="")
         if (running := self._tasks.get(run.response_id)) is not None:
-            running[1].cancel()
+            await tasks.end([running[1]])
+        if self._writer is not None:
+            # Also after an answer that was there before: then it only lets go of what is left.
+            await self._writer.cancel(run.response_id)
         return seq
 
     async def abandon(self, key: str) -> None:
-        """End this node's runs of a session that is about to be shredded: nothing may be written after it."""
+        """End this node's runs of a session that is about to be shredded: nothing may be written after it.
+
+        What a model writes for the session, for whatever node, is stopped too. Raises SessionsUnavailable.
+        """
         await tasks.end([task for run, task in self._tasks.values() if run.key == key])
+        if self._writer is not None:
+            for response_id, _ in await self._sessions.open_requests(key):
+                await self._writer.cancel(response_id)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for running answers, at most ``timeout_s``; what is left is taken over by another node."""
@@ -136,10 +162,18 @@ class Runs:
         await tasks.end([task for _, task in self._tasks.values()])
 
     def close(self) -> None:
-        """Let go of the thread, after the last ``drain``: a run that still came would fail."""
+        """Let go of the threads, after the last ``drain``: a run that still came would fail."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._review_thread.shutdown(wait=False, cancel_futures=True)
 
     async def _drive(self, run: Run, layers: Layers | None) -> None:
+        try:
+            await self._to_the_end(run, layers)
+        finally:
+            if self._writer is not None:
+                self._writer.leave(run.response_id)
+
+    async def _to_the_end(self, run: Run, layers: Layers | None) -> None:
         started_ms = self._clock.monotonic_ms()
         pause_s = _BACKOFF_FIRST_S
         while True:
@@ -148,8 +182,11 @@ class Runs:
                 return
             except (SessionLost, Fenced) as ended:
                 log.info("run_left", response_id=run.response_id, reason=type(ended).__name__)
+                if isinstance(ended, SessionLost) and self._writer is not None:
+                    # Nobody is left who could read it; a run that was taken over needs its job.
+                    await self._writer.cancel(run.response_id)
                 return
-            except (SessionsUnavailable, StoreUnavailable, ContextNotLoaded) as error:
+            except (SessionsUnavailable, StoreUnavailable, ContextNotLoaded, QueueUnavailable) as error:
                 if self._clock.monotonic_ms() - started_ms > self._give_up_ms:
                     log.warning("run_given_up", response_id=run.response_id, reason=type(error).__name__)
                     return
@@ -187,33 +224,120 @@ class Runs:
         await self._append(run, f"facts:{run.response_id}", msgspec.json.encode(frame))
         metrics.FACTS_SECONDS.observe((self._clock.monotonic_ms() - started_ms) / 1000)
         self._faults.reached("facts")
-        answer, proposed = await self._off_loop(self._compose, run, facts, layers)
+        written = await self._written(run, facts, layers, started_ms)
+        answer, proposed = await self._composed(run, facts, layers, written)
+        if answer.mode == "normal" and self._watch is not None and self._watch.mode == "slow":
+            answer = msgspec.structs.replace(answer, mode="slow")
         elapsed_ms = self._clock.monotonic_ms() - started_ms
         answer = msgspec.structs.replace(answer, processing_time_ms=elapsed_ms)
         _, is_said = await self._finish(run, answer, owner=self._node_id, proposed=proposed)
+        if written is not None and self._writer is not None:
+            await self._writer.forget(run.response_id, written.job_id)
         if not is_said:
             # It was cancelled, or answered by another node: this one's words were never seen.
             return
         metrics.ANSWER_SECONDS.observe(elapsed_ms / 1000)
         await self._remember(run, answer)
 
-    def _compose(self, run: Run, facts: FactsResult, layers: Layers) -> tuple[AiResponse, tuple[Proposal, ...]]:
-        """The answer, and its quick actions with all that a later confirmation is bound to."""
-        request = run.request
-        now = request.received_at
-        proposed = proposals(
-            facts, layers, response_id=run.response_id, now=now, session_key=run.key, ttl=self._action_ttl
+    async def _written(
+        self, run: Run, facts: FactsResult, layers: Layers, started_ms: int
+    ) -> Written | Unwritten | None:
+        """What a model says to this question, or why there is nothing; None where none is asked."""
+        if self._writer is None or self._watch is None or not facts.question.in_scope:
+            return None
+        written = await self._writer.write(
+            run, facts, layers, started_ms=started_ms, is_down=self._watch.is_down, off_loop=self._off_loop
         )
+        if isinstance(written, Unwritten):
+            log.info("not_written", response_id=run.response_id, code=written.code.value)
+            if written.is_refused:
+                metrics.QUEUE_REFUSED.labels(written.code.value).inc()
+                refusal = RemoteProtocolError(
+                    written.code, client_msg_id=run.request.client_msg_id, retry_after_ms=written.retry_after_ms
+                )
+                self.on_refused(run.key, refusal)
+        return written
+
+    async def _composed(
+        self, run: Run, facts: FactsResult, layers: Layers, written: Written | Unwritten | None
+    ) -> tuple[AiResponse, tuple[Proposal, ...]]:
+        """The answer from what was written, checked; from facts alone where that cannot be used."""
+        if isinstance(written, Written):
+            others = await self._others(run)
+            work = partial(self._review, run, facts, layers, written, others)
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._review_thread, work)
+            except Exception as error:  # words that cannot be checked are not shown, and the facts still answer
+                log.error("review_failed", response_id=run.response_id, error=error_name(error))
+                written = Unwritten(code=ErrorCode.OUTPUT_INVALID, lane=written.lane, job_id=written.job_id)
+        return await self._off_loop(self._compose, run, facts, layers, written)
+
+    async def _others(self, run: Run) -> tuple[PatientCard, ...]:
+        """The department's patients: none but this answer's own may be named in it."""
+        return await self._store.cards_of(run.request.department)
+
+    def _review(
+        self, run: Run, facts: FactsResult, layers: Layers, written: Written, others: tuple[PatientCard, ...]
+    ) -> tuple[AiResponse, tuple[Proposal, ...]]:
+        """The answer from the model's words, line by line against what is known."""
+        outcome = written.outcome
+        # The catalogue the text was held to is this department's, for a shared text too.
+        ids = [action.id for action in layers.department.actions]
+        sections = parse(written.text, ids, has_stopped=outcome.reason == "stop")
+        reviewed = review(sections, facts=facts, layers=layers, prompt=written.prompt, others=others)
+        metrics.MODEL_HELD_BACK.inc(reviewed.held_back)
+        proposed = self._proposals(run, facts, layers)
+        answer = compose_answer(
+            reviewed,
+            facts=facts,
+            layers=layers,
+            request=run.request,
+            response_id=run.response_id,
+            now=run.request.received_at,
+            proposed=proposed,
+            finish=outcome.reason,
+            model=outcome.model,
+            timing=Timing(
+                queue_ms=outcome.queue_ms,
+                ttft_ms=outcome.ttft_ms,
+                generation_ms=outcome.generation_ms,
+                tokens_in=outcome.tokens_in,
+                tokens_out=outcome.tokens_out,
+                prefix_hit_tokens=outcome.prefix_hit_tokens,
+            ),
+            attempt=written.attempt,
+            is_shared=written.is_shared,
+        )
+        return answer, proposed
+
+    def _compose(
+        self, run: Run, facts: FactsResult, layers: Layers, unwritten: Unwritten | None
+    ) -> tuple[AiResponse, tuple[Proposal, ...]]:
+        """The answer from facts, and its quick actions with all that a later confirmation is bound to."""
+        request = run.request
+        proposed = self._proposals(run, facts, layers)
         answer = respond(
             facts,
             layers,
             request,
             response_id=run.response_id,
-            now=now,
+            now=request.received_at,
             proposed=proposed,
-            model_configured=self._model_configured,
+            model_configured=unwritten is not None,
         )
+        if unwritten is not None:
+            answer = msgspec.structs.replace(answer, finish_reason=unwritten.code.value)
         return answer, proposed
+
+    def _proposals(self, run: Run, facts: FactsResult, layers: Layers) -> tuple[Proposal, ...]:
+        return proposals(
+            facts,
+            layers,
+            response_id=run.response_id,
+            now=run.request.received_at,
+            session_key=run.key,
+            ttl=self._action_ttl,
+        )
 
     async def _off_loop(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run pure computation on this object's one thread: ten milliseconds a question, and half a second for the

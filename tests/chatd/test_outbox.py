@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatd.gateway.outbox import Lane, Outbox, SlowConsumer
+from chatd.gateway.outbox import Lane, Outbox, SlowConsumer, Words
 
 
-async def drain(outbox: Outbox) -> list[bytes]:
-    """All frames that wait, in the order of leaving."""
-    frames = []
+async def drain(outbox: Outbox) -> list[bytes | Words]:
+    """All that waits, in the order of leaving."""
+    frames: list[bytes | Words] = []
     while outbox.waiting_bytes:
         frames.append(await outbox.take())
     return frames
@@ -26,7 +25,7 @@ async def test_take_lanes_alerts_first() -> None:
     outbox.offer(b"alert", Lane.ALERT)
     frames = await drain(outbox)
     assert frames[:2] == [b"alert", b"answer"]
-    assert msgspec.json.decode(frames[2])["text"] == "text"
+    assert frames[2] == Words("r1", "findings", "text", 1)
 
 
 async def test_offer_full_refuses_and_keeps() -> None:
@@ -41,14 +40,17 @@ async def test_offer_full_refuses_and_keeps() -> None:
 
 
 async def test_deltas_waiting_together_leave_as_one() -> None:
-    """Deltas of one section that wait together leave as one frame with the next idx."""
+    """Pieces of one section and attempt that wait together leave as one, in the order in which they began to wait."""
     outbox = Outbox(1000)
     for text in ("ST ", "elevation ", "V2-V6"):
         outbox.offer_delta("r1", "findings", text)
     outbox.offer_delta("r1", "headline", "STEMI")
-    first, second = (msgspec.json.decode(frame) for frame in await drain(outbox))
-    assert (first["idx"], first["section"], first["text"]) == (0, "findings", "ST elevation V2-V6")
-    assert (second["idx"], second["section"]) == (1, "headline")
+    outbox.offer_delta("r1", "headline", "again", 2)
+    assert await drain(outbox) == [
+        Words("r1", "findings", "ST elevation V2-V6", 1),
+        Words("r1", "headline", "STEMI", 1),
+        Words("r1", "headline", "again", 2),
+    ]
 
 
 async def test_drop_deltas_forgets_one_response() -> None:
@@ -57,8 +59,7 @@ async def test_drop_deltas_forgets_one_response() -> None:
     outbox.offer_delta("r1", "findings", "old")
     outbox.offer_delta("r2", "findings", "stays")
     outbox.drop_deltas("r1")
-    frames = [msgspec.json.decode(frame) for frame in await drain(outbox)]
-    assert [frame["response_id"] for frame in frames] == ["r2"]
+    assert await drain(outbox) == [Words("r2", "findings", "stays", 1)]
 
 
 steps = st.lists(

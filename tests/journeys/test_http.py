@@ -88,6 +88,7 @@ def test_health_live_ready(place: Hospital) -> None:
         "context": True,
         "ledger": True,
         "mode": "facts_only",
+        "model": "none",
     }
 
 

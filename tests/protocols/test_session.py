@@ -833,3 +833,17 @@ def test_is_finished_from_the_answer_on() -> None:
     assert session.is_finished("r-1")
     with pytest.raises(LocalProtocolError):
         session.sending(of("queue.stalled", response_id="r-1"))
+
+
+def test_is_welcomed_after_the_opening_frames() -> None:
+    """Other frames may follow once welcome, and snapshot where it is due, have been sent; not after the end."""
+    session = Session(compat=False, now_ms=0, rules=RULES)
+    session.receive(HELLO, 0)
+    assert not session.is_welcomed
+    session.opened(EPOCH, 0, 0)
+    session.sending(welcome(session, resumed=False))
+    assert not session.is_welcomed
+    session.sending(Snapshot())
+    assert session.is_welcomed
+    session.closed()
+    assert not session.is_welcomed
