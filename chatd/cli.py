@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             redis_url=getattr(arguments, "redis", None),
             ledger_url=getattr(arguments, "ledger", None),
             engine=getattr(arguments, "engine", None),
+            model=getattr(arguments, "model", None),
+            engine_url=getattr(arguments, "url", None),
+            engine_slots=getattr(arguments, "slots", None),
         )
         status: int = arguments.run(arguments, settings)
         return status
@@ -64,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _data_dir(up)
     _listen(up)
     up.add_argument("--engine", choices=_ENGINES, help="the language model's engine (default: none, facts only)")
+    _model(up)
     _state(up)
     up.add_argument("--no-demo", action="store_true", help="no demo patients, staff or sign-in")
 
@@ -72,6 +76,22 @@ def _parser() -> argparse.ArgumentParser:
     _listen(serve)
     _state(serve)
     serve.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+
+    infer = _command(commands, "infer", _infer, "a worker that writes answers with a language model, watched over")
+    infer.epilog = (
+        "Joins the Redis and the keys of the chatd up on DIR, or any Redis by --redis with the same keys. Several "
+        "workers, on several machines, share one queue. SIGTERM lets running answers end."
+    )
+    _data_dir(infer)
+    infer.add_argument("--engine", choices=_ENGINES[1:], help="mlx, vllm, or scripted, which is no model: for tests")
+    _model(infer)
+    infer.add_argument("--redis", metavar="URL", help="redis://, rediss:// or unix:// (default: that of the chatd up)")
+    infer.add_argument("--step-ms", type=float, default=20.0, help=argparse.SUPPRESS)
+    infer.add_argument("--fault", action="append", default=[], help=argparse.SUPPRESS)
+    infer.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+    infer.add_argument("--worker-id", help=argparse.SUPPRESS)
+    infer.add_argument("--pulse-fd", type=int, help=argparse.SUPPRESS)
+    infer.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)
 
     token = _command(commands, "token", _token, "print a token (JWT) signed with the installation's own key")
     _data_dir(token)
@@ -121,6 +141,14 @@ def _listen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", metavar="P", type=int, help="port to listen on, 0 for any (default: 8080)")
 
 
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="PATH", help="folder of the model (for vllm: of the served model's tokenizer)"
+    )
+    parser.add_argument("--url", metavar="URL", help="the vLLM server: http://HOST:PORT or unix:/PATH")
+    parser.add_argument("--slots", metavar="N", type=int, help="answers that are written at once (default: 20)")
+
+
 def _state(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--redis", metavar="URL", help="redis://, rediss:// or unix:// (default: a private one)")
     parser.add_argument("--ledger", metavar="URL", help="postgresql:// or sqlite:/// (default: SQLite in DIR)")
@@ -137,7 +165,9 @@ def _up(arguments: argparse.Namespace, settings: Settings) -> int:
     from chatd.up import Supervisor, UpError
 
     if settings.model_configured:
-        return _fail(f"engine {settings.engine!r} is not part of this version; facts are answered without a model")
+        from chatd.inference.infer import check
+
+        check(settings)
     settings = msgspec.structs.replace(settings, demo=not arguments.no_demo)
     try:
         return Supervisor(settings, Places(settings), own_redis=not settings.redis_url).run()
@@ -151,13 +181,36 @@ def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
 
     running = Places(settings).running()
     if running is not None:
-        settings = msgspec.structs.replace(settings, demo=running.demo)
+        engine = running.engine if settings.engine == "none" else settings.engine
+        settings = msgspec.structs.replace(settings, demo=running.demo, engine=engine)
     places = Places(settings)
     if not places.redis_url:
         return _fail(f"no chatd up is running on {places.data}; start one, or give --redis URL")
     if arguments.supervised:
         ignore_interrupt()
     return serve(settings, places, supervised=arguments.supervised)
+
+
+def _infer(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd.inference import infer
+    from chatd.places import Places
+
+    places = Places(settings)
+    rehearsal = infer.Rehearsal(step_ms=arguments.step_ms, faults=tuple(arguments.fault))
+    if arguments.supervised:
+        return infer.work(
+            settings, places, worker_id=arguments.worker_id, pulse_fd=arguments.pulse_fd, rehearsal=rehearsal
+        )
+    infer.check(settings)
+    if not places.redis_url:
+        return _fail(f"no chatd up is running on {places.data}; start one, or give --redis URL")
+    running = places.running()
+    if running is not None and running.engine == "none":
+        print(
+            f"chatd infer: the chatd up on {places.data} was started without --engine: it will not ask this worker",
+            file=sys.stderr,
+        )
+    return infer.InferSupervisor(settings, places, rehearsal, ends_with_input=arguments.until_eof).run()
 
 
 def _token(arguments: argparse.Namespace, settings: Settings) -> int:

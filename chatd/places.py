@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from chatd.gateway.auth import TokenConfig, TokenVerifier
-from chatd.settings import Settings, SettingsError
+from chatd.settings import Engine, Settings, SettingsError
 from context.library import Library
 from context.seal import KeyRing
 
@@ -28,6 +28,7 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: int
     started_at: datetime | None = None
+    engine: Engine = "none"
 
 
 class Places:
@@ -64,6 +65,16 @@ class Places:
         beside = self.run_file.with_suffix(f".{run.pid}")
         beside.write_bytes(msgspec.json.encode(run))
         beside.replace(self.run_file)
+
+    def environment(self) -> dict[str, str]:
+        """The settings that all processes of one machine must share, for the environment of those that it starts."""
+        return {
+            "CHATD_DATA_DIR": str(self.data),
+            "CHATD_ENGINE": self.settings.engine,
+            "CHATD_MODEL": self.settings.model,
+            "CHATD_ENGINE_URL": self.settings.engine_url,
+            "CHATD_ENGINE_SLOTS": str(self.settings.engine_slots),
+        }
 
     def key_ring(self) -> KeyRing:
         """The sealing keys: from settings, from a key file, else from the data directory, made there when absent."""

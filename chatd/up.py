@@ -1,4 +1,8 @@
-"""``chatd up``: all that one machine needs in one command, supervised, and stopped with it."""
+"""``chatd up``: all that one machine needs in one command, supervised, and stopped with it.
+
+The worker with the language model has a supervisor of its own (``chatd infer``), a process beside the gateway: when
+it fails, or its model cannot be loaded, the gateway goes on with facts.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,9 @@ _RESTART_PAUSE_S = 1.0
 #: The port may be held for a moment by the gateway of a killed predecessor that is still draining.
 _PORT_WAIT_S = 20.0
 _READY_WAIT_S = 120.0
+#: The worker's supervisor restarts the worker; if it ends itself, it is started again with growing pauses.
+_INFER_PAUSES_S = (1.0, 5.0, 15.0, 30.0)
+_INFER_STEADY_S = 60.0
 #: Drain, its spread and a margin.
 _STOP_WAIT_S = 15.0
 
@@ -42,6 +49,10 @@ class Supervisor:
         self._places = places
         self._redis = PrivateRedis(settings.data_path) if own_redis else None
         self._gateway: subprocess.Popen[str] | None = None
+        self._infer: subprocess.Popen[bytes] | None = None
+        self._infer_started_s = 0.0
+        self._infer_again_s = 0.0
+        self._infer_ends = 0
         self._lines: queue.Queue[str] = queue.Queue(1000)
         self._stop = threading.Event()
         self._port = settings.port
@@ -63,6 +74,9 @@ class Supervisor:
                 self._redis.start()
             redis_url = self._redis.url if self._redis is not None else self._settings.redis_url
             self._write_run_file(redis_url)
+            # The keys are made before two processes look for them.
+            self._places.key_ring()
+            self._start_infer()
             self._start_gateway()
             self._port = self._await_ready()
             self._write_run_file(redis_url)
@@ -121,6 +135,7 @@ class Supervisor:
                 host=self._settings.host,
                 port=self._port,
                 started_at=self._started_at,
+                engine=self._settings.engine,
             )
         )
 
@@ -132,9 +147,46 @@ class Supervisor:
             *("--port", str(self._port)),
         ]
         self._gateway = subprocess.Popen(  # noqa: S603 - this very program
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment()
         )
         threading.Thread(target=self._read_lines, args=(self._gateway.stdout,), daemon=True).start()
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, **self._places.environment()}
+
+    def _start_infer(self) -> None:
+        """Start the worker's supervisor, where an engine is named."""
+        if not self._settings.model_configured:
+            return
+        self._infer_started_s = time.monotonic()
+        self._infer = subprocess.Popen(
+            [sys.executable, "-m", "chatd", "infer", "--until-eof"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env=self._environment(),
+            # Ctrl-C in the terminal goes to chatd, which says when the worker is to stop.
+            start_new_session=True,
+        )
+
+    def _watch_infer(self) -> None:
+        """The gateway goes on whatever happens to the worker."""
+        now_s = time.monotonic()
+        if self._infer is not None and self._infer.poll() is not None:
+            if now_s - self._infer_started_s > _INFER_STEADY_S:
+                self._infer_ends = 0
+            pause_s = _INFER_PAUSES_S[min(self._infer_ends, len(_INFER_PAUSES_S) - 1)]
+            self._infer_ends += 1
+            self._infer_again_s = now_s + pause_s
+            status = self._infer.returncode
+            print(f"chatd infer has ended ({status}), starting it again in {pause_s:.0f} s", file=sys.stderr)
+            self._close_infer()
+        if self._infer is None and now_s >= self._infer_again_s:
+            self._start_infer()
+
+    def _close_infer(self) -> None:
+        infer, self._infer = self._infer, None
+        if infer is not None and infer.stdin is not None:
+            infer.stdin.close()
 
     def _read_lines(self, stream: IO[str]) -> None:
         for line in stream:
@@ -161,6 +213,7 @@ class Supervisor:
     def _watch(self) -> None:
         """Start again what dies: phones come back by themselves, layers are loaded again, sessions begin anew."""
         while not self._stop.wait(_TICK_S):
+            self._watch_infer()
             if self._redis is not None and not self._redis.is_answering():
                 self._redis.reap()
                 # One that is only slow answers again; starting beside it would split the state in two.
@@ -183,15 +236,22 @@ class Supervisor:
             self._stop.wait(_RESTART_PAUSE_S)
 
     def _shut_down(self) -> None:
-        if self._gateway is not None and self._gateway.poll() is None:
-            self._gateway.terminate()
+        """Gateway and worker end side by side: what is being written can still be shown."""
+        started: list[subprocess.Popen[str] | subprocess.Popen[bytes]] = []
+        for process in (self._gateway, self._infer):
+            if process is not None and process.poll() is None:
+                process.terminate()
+                started.append(process)
+        give_up = time.monotonic() + _STOP_WAIT_S
+        for process in started:
             try:
-                self._gateway.wait(_STOP_WAIT_S)
+                process.wait(max(0.0, give_up - time.monotonic()))
             except subprocess.TimeoutExpired:
-                self._gateway.kill()
-                self._gateway.wait(_STOP_WAIT_S)
+                process.kill()
+                process.wait(_STOP_WAIT_S)
         if self._gateway is not None and self._gateway.stdin is not None:
             self._gateway.stdin.close()
+        self._close_infer()
         if self._redis is not None:
             self._redis.stop()
 
