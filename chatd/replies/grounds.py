@@ -84,12 +84,16 @@ def _prompt_lines(prompt: Prompt) -> Iterator[Given]:
     for segment in prompt.segments:
         if segment.name not in SEGMENTS:
             continue
+        is_quoted = segment.name == "question"
         for line in segment.text.splitlines():
             is_free = line.startswith("  >")
             if not is_free:
                 group += 1
+            # The protocol sections stand before the question; a line of theirs cannot look like its heading.
+            if line == "# Question":
+                is_quoted = False
             if text := line.removeprefix("  >").removeprefix("- ").strip():
-                yield Given(text=text, group=group, is_free=is_free)
+                yield Given(text=text, group=group, is_free=is_free, is_quoted=is_quoted)
 
 
 def _fact_lines(facts: FactsResult, layers: Layers) -> Iterator[Given]:
@@ -116,9 +120,11 @@ def _fact_lines(facts: FactsResult, layers: Layers) -> Iterator[Given]:
         if score.value is not None:
             yield row(f"{score.name} {score.value:g}")
     for quote in facts.protocols:
-        yield row(f"{quote.title}, {quote.source}, {quote.year or ''}")
+        group += 1
+        yield Given(text=f"{quote.title}, {quote.source}, {quote.year or ''}", group=group, is_quoted=True)
         about = _named_in(f"{quote.title} {quote.id}")
-        yield from (Given(text=line, about=about, group=group, is_free=True) for line in quote.quote.splitlines())
+        for line in quote.quote.splitlines():
+            yield Given(text=line, about=about, group=group, is_free=True, is_quoted=True)
     if layers.patient is not None:
         years = layers.patient.age_years(facts.now.date())
         if years is not None:

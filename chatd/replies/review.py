@@ -326,7 +326,8 @@ _WARNS_BEFORE = re.compile(
     r"|evitar|evite|suspender|suspenda|parar|nao (?:dar|administrar|usar|iniciar|prescrever)"
     r"|contra-?indicacao (?:a|para)"
     rf"|{_NOT} (?:be )?(?:give|given|start|started|use|used|administer|administered|prescribe|prescribed)"
-    r"|allerg(?:y|ic|ies) (?:to|with)|^(?:allergy|allergies|alergia|alergias) ?:|alergi(?:a|co|ca|as) (?:a|ao|aos|as|com)"
+    r"|allerg(?:y|ic|ies) (?:to|with)|^(?:allergy|allergies|alergia|alergias) ?:"
+    r"|alergi(?:a|co|ca|as) (?:a|ao|aos|as|com)"
     r"|anaphyla\w* (?:to|with|after)|anafilaxia (?:a|ao|com|apos)|interacts? with|interage com)"
     r"(?P<between>[^.;:]*)$"
 )

@@ -26,6 +26,8 @@ from context.text import fold, without_accents
 MAX_CHARS: Final = 4_000
 
 Kind = Literal["number", "range", "ratio", "date", "time", "label", "code", "frequency", "factor", "sign"]
+#: A date or a time with its values.
+Moment = tuple[str, tuple[Decimal, ...]]
 
 
 class Vocabulary(msgspec.Struct, frozen=True):
@@ -44,13 +46,14 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
 
     about: ids (see ``Vocabulary``) of what its numbers are of, where the line does not say so itself. group: lines
     of one entry have one number: a value and its time may stand in two of them. is_free: written by a person, so that
-    "1.125" may be a thousand.
+    "1.125" may be a thousand. is_quoted: of a protocol, so that its numbers are nobody's results.
     """
 
     text: str
     about: frozenset[str] = frozenset()
     group: int = 0
     is_free: bool = False
+    is_quoted: bool = False
 
 
 class Mention(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +62,7 @@ class Mention(msgspec.Struct, frozen=True, kw_only=True):
     values: of a range or ratio two, of a date year (0 without one), month and day (0), of a time hour and minute;
     () where it cannot be read for certain, then only the very same ``raw`` counts. unit: canonical, "" without one.
     is_bound: behind a comparator or a word for one. direction: of the comparator, 1 above, -1 below, 0 none.
+    moments: dates and times that were given with it, as kind and values.
     """
 
     kind: Kind
@@ -71,8 +75,10 @@ class Mention(msgspec.Struct, frozen=True, kw_only=True):
     is_bound: bool = False
     direction: int = 0
     is_word: bool = False
+    is_quoted: bool = False
     following: str = ""
     group: int = 0
+    moments: frozenset[Moment] = frozenset()
 
 
 # --- units ---------------------------------------------------------------------------------------------------
@@ -341,13 +347,14 @@ _BETWEEN = re.compile(r"\b(?:between|entre)(?: the)? $")
 _NUMBER = re.compile(rf"(?P<sign>[+-])?(?P<digits>{_NUM})")
 #: What stands before a bound, right before the number.
 _COMPARATOR = re.compile(
-    r"(?P<down><=?|(?:less|lower|fewer|smaller) than|below|under|up to|at most|no more than|maximum(?: of)?|max\.?"
-    r"|inferior a|menor (?:do )?que|menos (?:de|do que)|abaixo d[eoa]s?|ate|no maximo|maximo(?: de)?)[ :]{0,2}$"
-    r"|(?P<up>>=?|(?:more|greater|higher) than|above|over|exceeds?|exceeding|at least|minimum(?: of)?|no less than"
-    r"|superior a|maior (?:do )?que|mais (?:de|do que)|acima d[eoa]s?|pelo menos|no minimo|minimo(?: de)?)[ :]{0,2}$"
-    r"|(?P<none>~|about|around|approximately|approx\.?|nearly|almost|cerca de|aproximadamente|quase"
+    r"(?P<down><=?|(?<![a-z])(?:(?:less|lower|fewer|smaller) than|below|under|up to|at most|no more than"
+    r"|maximum(?: of)?|max\.?|inferior a|menor (?:do )?que|menos (?:de|do que)|abaixo d[eoa]s?|ate|no maximo|maximo(?: de)?))[ :]{0,2}$"
+    r"|(?P<up>>=?|(?<![a-z])(?:(?:more|greater|higher) than|above|over|exceeds?|exceeding|at least|minimum(?: of)?"
+    r"|no less than|superior a|maior (?:do )?que|mais (?:de|do que)|acima d[eoa]s?|pelo menos|no minimo"
+    r"|minimo(?: de)?))[ :]{0,2}$"
+    r"|(?P<none>~|(?<![a-z])(?:about|around|approximately|approx\.?|nearly|almost|cerca de|aproximadamente|quase"
     r"|(?:upper|lower) limit(?: of)?|limite(?: superior| inferior)?(?: de)?|range (?:up to|from)|threshold(?: of)?"
-    r"|target(?: of)?|alvo(?: de)?|goal(?: of)?|cutoff(?: of)?)[ :]{0,2}$"
+    r"|target(?: of)?|alvo(?: de)?|goal(?: of)?|cutoff(?: of)?))[ :]{0,2}$"
 )
 _AFTER_BOUND = re.compile(
     r"^ ?(?:or (?:more|above|higher|greater|less|below|lower)|ou (?:mais|menos|superior|inferior))"
@@ -662,15 +669,24 @@ class NumberLock:
         source = _Reader(vocabulary, "en")
         self._by_value: dict[tuple[str, tuple[Decimal, ...]], list[Mention]] = {}
         self._raw: dict[tuple[str, str], list[Mention]] = {}
-        self._moments: dict[int, set[tuple[str, tuple[Decimal, ...]]]] = {}
+        #: Units of the patient's own results by what they are of.
+        self._own: dict[str, set[str]] = {}
+        rows: list[list[Mention]] = []
+        groups: dict[int, set[Moment]] = {}
         for row in given:
-            bare = msgspec.structs.replace(row, text=_REFERENCE.sub(" ", row.text))
-            for mention in source.read(bare):
-                self._keep(mention)
-                if mention.kind in ("date", "time"):
-                    self._moments.setdefault(mention.group, set()).add((mention.kind, mention.values))
+            mentions = source.read(msgspec.structs.replace(row, text=_REFERENCE.sub(" ", row.text)))
+            rows.append([msgspec.structs.replace(each, is_quoted=row.is_quoted) for each in mentions])
+            groups.setdefault(row.group, set()).update(_moments(mentions))
+        for row_ in rows:
+            for at, mention in enumerate(row_):
+                self._keep(
+                    msgspec.structs.replace(mention, moments=_moments_of(at, row_) or frozenset(groups[mention.group]))
+                )
 
     def _keep(self, mention: Mention) -> None:
+        if mention.kind == "number" and not mention.is_bound and not mention.is_quoted:
+            for name in mention.names:
+                self._own.setdefault(name, set()).add(mention.unit)
         self._raw.setdefault((mention.kind, mention.raw), []).append(mention)
         if not mention.values:
             return
@@ -723,11 +739,25 @@ class NumberLock:
         found += [
             one for one in self._raw.get((mention.kind, mention.raw), ()) if not one.values and _is_same(mention, one)
         ]
+        if self._is_result(mention):
+            found = [one for one in found if not one.is_quoted]
         if not found and mention.kind == "ratio":
             found = self._pressures(mention)
         if not found and mention.kind == "range":
             found = self._course(mention)
         return found or None
+
+    def _is_result(self, mention: Mention) -> bool:
+        """Whether a number reads as a result of this patient, which no protocol can bear out."""
+        return (
+            mention.kind == "number"
+            and not mention.is_bound
+            and any(
+                mention.unit in units or not mention.unit
+                for name in mention.names
+                if (units := self._own.get(name)) is not None
+            )
+        )
 
     def _pressures(self, mention: Mention) -> list[Mention]:
         """Systolic and diastolic pressure of one moment, given apart and written as "120/80"."""
@@ -736,14 +766,7 @@ class NumberLock:
         high, low = mention.values
         above = [one for one in self._by_value.get(("number", (high,)), ()) if "sbp" in one.names and not one.is_bound]
         below = [one for one in self._by_value.get(("number", (low,)), ()) if "dbp" in one.names and not one.is_bound]
-        return [
-            one
-            for one in above
-            if any(
-                one.group == other.group or self._moments.get(one.group, set()) & self._moments.get(other.group, set())
-                for other in below
-            )
-        ]
+        return [one for one in above if any(one.group == other.group or one.moments & other.moments for other in below)]
 
     def _course(self, mention: Mention) -> list[Mention]:
         """Two results of one thing, written as "from 4.8 to 5.3"."""
@@ -765,7 +788,10 @@ class NumberLock:
         values = [
             at
             for at, mention in enumerate(mentions)
-            if mention.kind in ("number", "range", "ratio") and matches[at] and mention.unit not in _TIME_UNITS
+            if mention.kind in ("number", "range", "ratio")
+            and matches[at]
+            and (mention.names or mention.unit)
+            and mention.unit not in _TIME_UNITS
         ]
         moments = [at for at, mention in enumerate(mentions) if mention.kind in ("date", "time")]
         if not values or not moments:
@@ -775,16 +801,28 @@ class NumberLock:
         for at in moments:
             beside = [one for one in values if (one > at) == is_ahead] or values
             nearest = min(beside, key=lambda one: abs(one - at))
-            groups = {one.group for one in matches[nearest]}
             key = (mentions[at].kind, mentions[at].values)
-            if not any(
-                key in self._moments.get(group, ()) or _is_part(key, self._moments.get(group, ())) for group in groups
-            ):
+            if not any(key in one.moments or _is_part(key, one.moments) for one in matches[nearest]):
                 wrong.append(mentions[at].raw)
         return wrong
 
 
-def _is_part(key: tuple[str, tuple[Decimal, ...]], moments: Iterable[tuple[str, tuple[Decimal, ...]]]) -> bool:
+def _moments(mentions: Iterable[Mention]) -> frozenset[Moment]:
+    return frozenset((each.kind, each.values) for each in mentions if each.kind in ("date", "time"))
+
+
+def _moments_of(at: int, row: Sequence[Mention]) -> frozenset[Moment]:
+    """The dates and times of a row that belong to one of its mentions.
+
+    A result has those up to the next result, or all before it where none follow; a bound or a range has all.
+    """
+    if row[at].kind != "number" or row[at].is_bound:
+        return _moments(row)
+    others = (n for n in range(at + 1, len(row)) if row[n].kind == "number" and not row[n].is_bound and row[n].names)
+    return _moments(row[at + 1 : next(others, len(row))]) or _moments(row[:at])
+
+
+def _is_part(key: Moment, moments: Iterable[Moment]) -> bool:
     """A date without its year or day beside the whole one."""
     kind, values = key
     return kind == "date" and any(
@@ -809,7 +847,7 @@ def _is_same(line: Mention, given: Mention) -> bool:
     if line.direction and given.direction and line.direction != given.direction and not given.names:
         return False
     if not line.unit and not line.names and _is_small(line):
-        return not given.unit and (not given.names or given.following == line.following)
+        return not given.unit and (not given.names or (line.following != "" and given.following == line.following))
     return True
 
 
