@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from redis.asyncio import Redis
 
@@ -87,12 +87,17 @@ async def kinds(queue: JobQueue, job_id: str) -> list[str]:
     return [f"ended {e.outcome.reason} {e.outcome.error}".strip() if e.outcome else e.kind for e in found]
 
 
+async def all_keys(redis: Redis) -> list[str]:
+    """Every key there is."""
+    return [key.decode() for key in cast("list[bytes]", await redis.keys("*"))]
+
+
 async def keys_that_stay(redis: Redis) -> list[str]:
     """The keys that would stay in Redis for ever."""
-    return [key.decode() for key in await redis.keys("*") if await redis.pttl(key) < 0]
+    return [key for key in await all_keys(redis) if await redis.pttl(key) < 0]
 
 
-async def dump(redis: Redis) -> bytes:
+async def dump(redis: Redis) -> str:
     """Everything that lies in Redis, keys and values, as Redis itself would show it to an intruder."""
     readers: dict[bytes, Any] = {
         b"string": redis.get,
@@ -103,6 +108,6 @@ async def dump(redis: Redis) -> bytes:
         b"stream": redis.xrange,
     }
     found = []
-    for key in await redis.keys("*"):
-        found += [key, repr(await readers[await redis.type(key)](key)).encode()]
-    return b"\n".join(found)
+    for key in await all_keys(redis):
+        found += [key, repr(await readers[cast(bytes, await redis.type(key))](key))]
+    return "\n".join(found)

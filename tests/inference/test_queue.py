@@ -15,6 +15,7 @@ from context.seal import KeyRing, Sealer
 from tests.inference.queue_jobs import (
     NOW,
     STOP,
+    all_keys,
     announce,
     claim,
     dump,
@@ -507,9 +508,9 @@ async def test_nothing_readable_lies_in_redis(queue: JobQueue, redis: Redis) -> 
         await queue.emit("w1", [text(one, secret), text(one, "order_ecg")])
     await end(queue, held[0], Outcome(reason="stop", tokens_in=987_654))
     found = await dump(redis)
-    assert b"waiting" in found
+    assert "waiting" in found
     for piece in ("Maria", "lactato", "4,1", "order_ecg", "987654", "rules"):
-        assert piece.encode() not in found
+        assert piece not in found
 
 
 async def test_no_key_stays_for_ever(queue: JobQueue, redis: Redis) -> None:
@@ -529,7 +530,7 @@ async def test_no_key_stays_for_ever(queue: JobQueue, redis: Redis) -> None:
     await queue.reap(NOW + 700_000)
     assert await keys_that_stay(redis) == []
     # The ended jobs wait for their readers; of the queue itself only what is bounded is left.
-    found = {key.decode().removeprefix("chatd:{queue}:").split(":")[0] for key in await redis.keys("*")}
+    found = {key.removeprefix("chatd:{queue}:").split(":")[0] for key in await all_keys(redis)}
     assert found == {"job", "results", "followers", "same", "state", "sent"}
 
 
@@ -538,7 +539,7 @@ async def test_all_keys_share_one_slot(queue: JobQueue, redis: Redis) -> None:
     await announce(queue, worker())
     await put(queue, "r1", same_key="k")
     await end(queue, (await claim(queue))[0])
-    assert all(key.startswith(b"chatd:{queue}:") for key in await redis.keys("*"))
+    assert all(key.startswith("chatd:{queue}:") for key in await all_keys(redis))
 
 
 async def test_gone_job_reads_as_none(queue: JobQueue, redis: Redis) -> None:
