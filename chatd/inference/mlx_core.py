@@ -230,11 +230,13 @@ class Core:
                 return
 
     def _next_waiting(self) -> Row:
-        """By rank; then who was passed over often; then the least work, so that a question behind a ready beginning
-        does not wait for a long chart; then the order of coming."""
+        """By rank; then who was passed over often, in the order of coming; then the least work, so that a question
+        behind a ready beginning does not wait for a long chart."""
         return min(self._waiting, key=lambda row: (row.rank, row.passed < _MAX_PASSED, self._work_tokens(row)))
 
     def _work_tokens(self, row: Row) -> int:
+        if row.passed >= _MAX_PASSED:
+            return 0
         found = self._store.longest(row.boundaries)
         return len(row.tokens) - max(row.done_tokens, found.tokens if found else 0)
 
@@ -320,8 +322,7 @@ class Core:
             text = row.words.push(response.token)
         if row.first_ms is None:
             row.first_ms = self._clock.monotonic_ms()
-        if response.finish_reason is not None:
-            text += row.words.end()
+        # What the reader still holds at the end is half a character, and stays out.
         if text:
             self._told.append(Told(row.generation.id, text))
         if response.finish_reason is not None:
