@@ -93,6 +93,24 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--pulse-fd", type=int, help=argparse.SUPPRESS)
     infer.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)
 
+    model = commands.add_parser("model", help="the language model's files")
+    model_commands = model.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    tiny = _command(
+        model_commands, "tiny", _model_tiny, "make a small random model, to try the engines without weights"
+    )
+    tiny.add_argument("folder", metavar="DIR", type=Path)
+    tiny.add_argument("--size", choices=("1m", "100m"), default="1m", help="parameters (default: 1m; 100m is 400 MB)")
+    convert = _command(model_commands, "convert", _model_convert, "write a model in the form of mlx, quantized")
+    convert.add_argument(
+        "source", metavar="SOURCE", help="a folder, or a name on the hub, such as google/medgemma-4b-it"
+    )
+    convert.add_argument("folder", metavar="DIR", type=Path, help="does not exist yet")
+    convert.add_argument("--bits", choices=("4", "8", "none"), default="4", help="bits of a weight (default: 4)")
+    check = _command(model_commands, "check", _model_check, "look at everything that chatd relies on in a model")
+    check.add_argument("folder", metavar="DIR", type=Path)
+    check.add_argument("--pin", action="store_true", help="if all is well, write down the hashes of its files")
+    check.add_argument("--no-run", action="store_true", help="do not load it with mlx and let it write a few tokens")
+
     token = _command(commands, "token", _token, "print a token (JWT) signed with the installation's own key")
     _data_dir(token)
     token.add_argument("--user", required=True, help="user id, e.g. dr.santos.cardio")
@@ -211,6 +229,51 @@ def _infer(arguments: argparse.Namespace, settings: Settings) -> int:
             file=sys.stderr,
         )
     return infer.InferSupervisor(settings, places, rehearsal, ends_with_input=arguments.until_eof).run()
+
+
+def _model_tiny(arguments: argparse.Namespace, _settings: Settings) -> int:
+    from chatd.inference.tiny import make
+
+    if arguments.folder.exists() and any(arguments.folder.iterdir()):
+        return _fail(f"{arguments.folder} is not empty")
+    make(arguments.folder, arguments.size, say=_progress)
+    print(f"{arguments.folder}: a random model that writes nonsense; chatd up --engine mlx --model {arguments.folder}")
+    return 0
+
+
+def _model_convert(arguments: argparse.Namespace, _settings: Settings) -> int:
+    from chatd.inference.models import ModelError, convert
+
+    bits = {"4": 4, "8": 8, "none": None}[arguments.bits]
+    try:
+        convert(arguments.source, arguments.folder, bits, _progress)  # type: ignore[arg-type]
+    except ModelError as error:
+        return _fail(str(error))
+    print(f"{arguments.folder}: written; chatd model check --pin {arguments.folder} looks at it and pins it")
+    return 0
+
+
+def _model_check(arguments: argparse.Namespace, _settings: Settings) -> int:
+    import importlib.util
+
+    from chatd.inference.infer import first_words
+    from chatd.inference.models import Finding, check
+
+    def say(finding: Finding) -> None:
+        print(f"{finding.level:8}{finding.what}: {finding.text}", flush=True)
+
+    if not arguments.folder.is_dir():
+        return _fail(f"there is no folder {arguments.folder}")
+    if importlib.util.find_spec("tokenizers") is None:
+        return _fail(f"what a model needs is not installed in {sys.prefix}: run scripts/setup mlx")
+    has_mlx = importlib.util.find_spec("mlx_lm") is not None
+    canary = first_words if has_mlx and not arguments.no_run else None
+    findings = check(arguments.folder, pin=arguments.pin, canary=canary, say=say)
+    return 1 if any(finding.level == "error" for finding in findings) else 0
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _token(arguments: argparse.Namespace, settings: Settings) -> int:

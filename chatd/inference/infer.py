@@ -13,6 +13,7 @@ import importlib.util
 import os
 import platform
 import queue
+import re
 import secrets
 import signal
 import subprocess
@@ -33,7 +34,8 @@ from redis.backoff import NoBackoff
 
 from chatd import logs, tasks
 from chatd.clock import Clock, SystemClock, epoch_ms
-from chatd.inference.engine import Engine, EngineError
+from chatd.inference.engine import Engine, EngineError, Finished, Generation
+from chatd.inference.jobs import Piece
 from chatd.inference.limits import limits_of
 from chatd.inference.queue import JobQueue, QueueUnavailable
 from chatd.inference.scripted import Fault, Script, ScriptedEngine, ScriptedTokens, write_sections
@@ -51,14 +53,14 @@ SILENT_MS: Final = 5_000
 #: Loading may hold Python's lock for long: gigabytes are read and kernels are compiled.
 _LOADING_SILENT_MS: Final = 180_000
 _BACKOFF_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-#: A worker that was ready for this long starts with the shortest pause again.
-_STEADY_MS: Final = 60_000
 _TELL_AFTER_S: Final = 2.0
 _STOP_MARGIN_S: Final = 4.0
 #: A worker's process without its supervisor ends for certain after this.
 _ORPHAN_S: Final = 5.0
 _BELL_READ_S: Final = 60.0
 _CONNECTIONS: Final = 16
+#: A model on the hub as its owner and its name.
+_HUB_NAME: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 #: Exit status of a worker's process that could not start and has said why.
 CANNOT_START: Final = 3
 #: Dead workers whose jobs could not be given back because Redis was away; their leases end anyway.
@@ -95,17 +97,17 @@ def check(settings: Settings) -> None:
             f"run scripts/setup {settings.engine}"
         )
     folder = Path(settings.model).expanduser()
-    if not folder.is_dir():
+    if not folder.is_dir() and not _HUB_NAME.fullmatch(settings.model):
         raise InferError(f"there is no folder {folder}; chatd model tiny DIR makes a small one for trying things out")
     for name in ("config.json", "tokenizer.json") if settings.engine == "mlx" else ("tokenizer.json",):
-        if not (folder / name).is_file():
+        if folder.is_dir() and not (folder / name).is_file():
             raise InferError(f"{folder} is no model's folder: {name} is missing")
     if settings.engine == "vllm" and not settings.engine_url:
         raise InferError("--engine vllm needs --url: http://HOST:PORT or unix:/PATH of the server")
 
 
 def _build(settings: Settings, clock: Clock, rehearsal: Rehearsal) -> tuple[Engine, PromptTokens]:
-    """The engine, not started, and the tokens of its model. Raises EngineError, ChatdError, OSError, ValueError."""
+    """The engine, not started, and the tokens of its model; takes seconds. Raises EngineError, OSError, ValueError."""
     slots, reserved = settings.engine_slots, settings.engine_reserved_slots
     if settings.engine == "scripted":
         script = Script(write=write_sections, faults=tuple(map(Fault.parse, rehearsal.faults)))
@@ -113,30 +115,64 @@ def _build(settings: Settings, clock: Clock, rehearsal: Rehearsal) -> tuple[Engi
             ScriptedEngine(script, slots=slots, reserved=reserved, clock=clock, step_ms=rehearsal.step_ms),
             ScriptedTokens(),
         )
-    from chatd.inference.models import revision
+    from chatd.inference.models import ModelError, revision
+    from chatd.inference.tokens import Tokens, TokensError
+
+    folder = _folder(settings.model)
+    try:
+        tokens = Tokens.load(folder)
+        if settings.engine == "mlx":
+            from chatd.inference.mlx import MlxEngine
+
+            cache_bytes = settings.prefix_cache_bytes
+            return MlxEngine(
+                folder, slots=slots, reserved=reserved, prefix_cache_bytes=cache_bytes, clock=clock
+            ), tokens
+        from chatd.inference.vllm import VllmEngine
+
+        # Without the weights the files would say nothing about the model that the server runs.
+        known = revision(folder) if any(folder.glob("*.safetensors")) else ""
+        return (
+            VllmEngine(settings.engine_url, tokens, "", slots=slots, reserved=reserved, clock=clock, revision=known),
+            tokens,
+        )
+    except (TokensError, ModelError) as error:
+        raise EngineError(f"{folder}: {error}") from error
+
+
+def _folder(model: str) -> Path:
+    """The folder of a model; one on the hub is fetched into the hub's own cache, or found there."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(model))
+    except Exception as error:  # whatever the hub's library, the network or the disk raises
+        raise EngineError(f"{model} is no folder and cannot be fetched ({type(error).__name__})") from error
+
+
+def first_words(folder: Path) -> str:
+    """Load a model with the mlx engine and return a few tokens of it. Raises EngineError."""
+    from chatd.inference.mlx import MlxEngine
     from chatd.inference.tokens import Tokens
 
-    folder = Path(settings.model).expanduser()
-    tokens = Tokens.load(folder)
-    if settings.engine == "mlx":
-        from chatd.inference.mlx import MlxEngine
+    async def write() -> str:
+        engine = MlxEngine(folder, slots=1, reserved=0, prefix_cache_bytes=1, clock=SystemClock())
+        try:
+            await engine.start()
+            segments = Tokens.load(folder).prompt((Piece(name="check", text="Reply with one word.\n\n"),))
+            async for event in engine.generate(Generation(id="check", segments=segments, max_tokens=8)):
+                if isinstance(event, Finished):
+                    if event.reason not in {"stop", "length"}:
+                        raise EngineError(event.error or event.reason)
+                    return event.text
+        finally:
+            await engine.stop(0)
+        return ""
 
-        cache_bytes = settings.prefix_cache_bytes
-        return MlxEngine(folder, slots=slots, reserved=reserved, prefix_cache_bytes=cache_bytes, clock=clock), tokens
-    from chatd.inference.vllm import VllmEngine
-
-    return (
-        VllmEngine(
-            settings.engine_url,
-            tokens,
-            "",
-            slots=slots,
-            reserved=reserved,
-            clock=clock,
-            revision=revision(folder),
-        ),
-        tokens,
-    )
+    return asyncio.run(write())
 
 
 def _redis(url: str, settings: Settings) -> Redis:
@@ -176,52 +212,57 @@ async def _work(settings: Settings, places: Places, worker_id: str, pulse_fd: in
     clock = SystemClock()
     redis = _redis(places.redis_url, settings)
     bell = connect(places.redis_url, timeout_s=_BELL_READ_S, max_connections=2)
-    pulses: asyncio.Task[None] | None = None
+    loop, running = asyncio.get_running_loop(), asyncio.current_task()
+    workers: list[Worker] = []
+    draining: list[asyncio.Task[None]] = []
+
+    def drain(drain_s: float) -> None:
+        if workers:
+            draining.append(asyncio.create_task(workers[0].drain(drain_s)))
+        elif running is not None:
+            running.cancel()
+
+    def orphaned() -> None:
+        # The next supervisor loads the model again; two of them might not fit into the memory.
+        loop.call_soon_threadsafe(drain, 0.0)
+        time.sleep(_ORPHAN_S)
+        os._exit(1)
+
+    loop.add_signal_handler(signal.SIGTERM, drain, settings.drain_timeout_s)
+    at_end_of_input(orphaned)
+    pulses = asyncio.create_task(_pulses(workers, worker_id, pulse_fd))
     try:
         sealer = Sealer(places.key_ring())
-        engine, tokens = _build(settings, clock, rehearsal)
-        worker = Worker(
-            engine,
-            JobQueue(redis, sealer, limits_of(settings)),
-            tokens,
-            clock=clock,
-            worker_id=worker_id,
-            settings=settings,
-            redis=bell,
-            beginnings=Beginnings(redis, sealer),
+        engine, tokens = await asyncio.to_thread(_build, settings, clock, rehearsal)
+        workers.append(
+            Worker(
+                engine,
+                JobQueue(redis, sealer, limits_of(settings)),
+                tokens,
+                clock=clock,
+                worker_id=worker_id,
+                settings=settings,
+                redis=bell,
+                beginnings=Beginnings(redis, sealer),
+            )
         )
-        loop = asyncio.get_running_loop()
-        draining: list[asyncio.Task[None]] = []
-
-        def drain(drain_s: float) -> None:
-            draining.append(asyncio.create_task(worker.drain(drain_s)))
-
-        def orphaned() -> None:
-            # The next supervisor loads the model again; two of them might not fit into the memory.
-            loop.call_soon_threadsafe(drain, 0.0)
-            time.sleep(_ORPHAN_S)
-            os._exit(1)
-
-        loop.add_signal_handler(signal.SIGTERM, drain, settings.drain_timeout_s)
-        at_end_of_input(orphaned)
-        pulses = asyncio.create_task(_pulses(worker, pulse_fd))
-        try:
-            await worker.run()
-        finally:
-            await tasks.end(draining)
+        await workers[0].run()
+    except asyncio.CancelledError:
+        if workers:
+            raise
     finally:
-        if pulses is not None:
-            await tasks.end([pulses])
+        await tasks.end([pulses, *draining])
         await redis.aclose()
         await bell.aclose()
 
 
-async def _pulses(worker: Worker, pulse_fd: int) -> None:
+async def _pulses(workers: list[Worker], worker_id: str, pulse_fd: int) -> None:
     os.set_blocking(pulse_fd, False)
     while True:
+        pulse = workers[0].pulse() if workers else Pulse(worker_id=worker_id, state="starting")
         # A supervisor that does not read must not hold the answers up; one that is gone is seen by standard input.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(pulse_fd, msgspec.json.encode(worker.pulse()) + b"\n")
+            os.write(pulse_fd, msgspec.json.encode(pulse) + b"\n")
         await asyncio.sleep(_PULSE_S)
 
 
@@ -275,7 +316,7 @@ class _Child:
         self.worker_id = worker_id
         self.guard = guard
         self.started_s = time.monotonic()
-        self.ready_s: float | None = None
+        self.is_ready = False
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         reading, writing = os.pipe()
         try:
@@ -376,10 +417,8 @@ class InferSupervisor:
         try:
             while (status := child.process.poll()) is None and not self._stop.is_set():
                 child.listen(_ms())
-                if child.ready_s is None:
+                if not child.is_ready:
                     told_s = self._tell_loading(child, told_s)
-                elif _ms() - child.ready_s * 1000 > _STEADY_MS:
-                    self._failures = 0
                 if why := guard.verdict(_ms()):
                     _say(f"{why}: killing the worker")
                     child.process.kill()
@@ -403,8 +442,9 @@ class InferSupervisor:
         pulse, now_s = child.guard.pulse, time.monotonic()
         took_s = now_s - child.started_s
         if pulse is not None and pulse.state == "ready":
-            child.ready_s = now_s
-            self._was_ready = True
+            # It loads and writes: only starts that fail make the pauses grow.
+            child.is_ready = self._was_ready = True
+            self._failures = 0
             reserved = self._settings.engine_reserved_slots
             _say(f"ready: {pulse.model}, {pulse.slots} slots, {reserved} of them for stat, after {took_s:.1f} s")
             print(f"ready {self._settings.engine} {pulse.worker_id} pid {child.process.pid}", flush=True)

@@ -228,6 +228,7 @@ class Worker:
         self._beat_now = asyncio.Event()
         self._beaten_ms = 0
         self._beaten_steps = -1
+        self._warmed_steps = 0
         self._told: set[Beginning] = set()
         self._tellings: set[asyncio.Task[None]] = set()
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokens")
@@ -286,6 +287,9 @@ class Worker:
         if not self._is_loaded:
             return Pulse(worker_id=self.worker_id, state=self._state)
         progress, capacity = self._engine.progress(), self._engine.capacity()
+        if self._state == "starting" and progress.steps > self._warmed_steps:
+            # Work on a long beginning makes no token and is no standstill.
+            self._warmed_steps, self._token_ms = progress.steps, self._clock.monotonic_ms()
         return Pulse(
             worker_id=self.worker_id,
             state=self._state,
