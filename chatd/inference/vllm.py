@@ -520,8 +520,9 @@ class VllmEngine:
         self._steps += 1
         self._stepped_ms = now_ms
         if choice.finish_reason is not None:
-            run.say(run.stream.end())
             run.reason = _REASONS.get(choice.finish_reason, "error")
+            if run.reason == "stop":
+                run.say(run.stream.end())  # at a cut, half a character is left out
             if run.reason == "error":
                 run.error = "ended by the server"
 

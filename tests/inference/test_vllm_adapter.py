@@ -41,7 +41,7 @@ class ByteTokens:
 
 
 class ByteStream:
-    """Whole characters only; what is left of one at the end is nothing."""
+    """Whole characters only; what is left of one at the end is a replacement character."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -51,7 +51,7 @@ class ByteStream:
         return self._decoder.decode(bytes((token_id - _FIRST,)))
 
     def end(self) -> str:
-        return ""
+        return self._decoder.decode(b"", final=True)
 
 
 TOKENS = ByteTokens()
@@ -291,6 +291,18 @@ async def test_request_holds_all_ids_and_what_the_generation_says(fake: FakeServ
         assert body["stream_options"] == {"include_usage": True}
         assert body["return_token_ids"] is True
     assert not {"structured_outputs", "seed", "cache_salt", "logprobs"} & set(plain)
+
+
+async def test_character_that_is_cut_at_the_bound_is_left_out(fake: FakeServer, engine: VllmEngine) -> None:
+    """Its first byte was the last token."""
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.ids(TOKENS.encode("não")[:2], "length")
+        await exchange.end()
+
+    fake.answer = answer
+    _, finished = await collect(engine, asked())
+    assert (finished.reason, finished.text, finished.tokens_out) == ("length", "n", 2)
 
 
 async def test_special_and_thinking_tokens_never_become_text(fake: FakeServer, engine: VllmEngine) -> None:
@@ -670,9 +682,8 @@ async def test_warming_asks_once_for_a_beginning_and_salt(fake: FakeServer, engi
     """One token each; at the same time from two callers it is one request; a failure is told and not remembered."""
     shared = ((2, 300, 301), (302,))
     assert await asyncio.gather(engine.warm(shared, "a"), engine.warm(shared, "a")) == [4, 4]
-    assert [(body["prompt"], body["max_tokens"], body["cache_salt"]) for body in fake.asked] == [
-        ([2, 300, 301, 302], 1, "a")
-    ]
+    (body,) = fake.asked
+    assert (body["prompt"], body["max_tokens"], body["cache_salt"]) == ([2, 300, 301, 302], 1, "a")
     await engine.warm(shared, "b")
     assert len(fake.asked) == 2
     fake.answers = [_garbage]

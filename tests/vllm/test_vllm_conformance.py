@@ -1,0 +1,39 @@
+"""The engine behind vLLM keeps the promises of the seam: the same suite as for every engine, on a real server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+pytest.register_assert_rewrite("tests.inference.conformance")
+
+from chatd.inference.sections import grammar  # noqa: E402
+from chatd.inference.tokens import Tokens  # noqa: E402
+from chatd.inference.vllm import VllmEngine  # noqa: E402
+from tests.inference.conformance import Conformance, Rig  # noqa: E402
+from tests.vllm.server import MODEL  # noqa: E402
+
+pytestmark = pytest.mark.vllm
+
+ACTIONS = ("order_ecg", "notify_icu", "order_troponin", "repeat_lactate")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rig(url: str, model_folder: Path) -> AsyncIterator[Rig]:
+    tokens = Tokens.load(model_folder)
+
+    async def make() -> VllmEngine:
+        engine = VllmEngine(url, tokens, MODEL, slots=6, reserved=1)
+        await engine.start()
+        return engine
+
+    engine = await make()
+    yield Rig(engine=engine, make=make, tokens=tokens, actions=ACTIONS, grammar=grammar(ACTIONS))
+    await engine.stop(0)
+
+
+class TestVllm(Conformance):
+    """The whole suite on a real server."""
