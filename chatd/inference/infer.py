@@ -35,7 +35,7 @@ from redis.backoff import NoBackoff
 from chatd import logs, tasks
 from chatd.clock import Clock, SystemClock, epoch_ms
 from chatd.inference.engine import Engine, EngineError, Finished, Generation
-from chatd.inference.jobs import Piece
+from chatd.inference.jobs import Piece, WorkerState
 from chatd.inference.limits import limits_of
 from chatd.inference.queue import JobQueue, QueueUnavailable
 from chatd.inference.scripted import Fault, Script, ScriptedEngine, ScriptedTokens, write_sections
@@ -230,14 +230,17 @@ async def _work(settings: Settings, places: Places, worker_id: str, pulse_fd: in
 
     loop.add_signal_handler(signal.SIGTERM, drain, settings.drain_timeout_s)
     at_end_of_input(orphaned)
-    pulses = asyncio.create_task(_pulses(workers, worker_id, pulse_fd))
+    telling = [asyncio.create_task(_pulses(workers, worker_id, pulse_fd))]
     try:
         sealer = Sealer(places.key_ring())
+        job_queue = JobQueue(redis, sealer, limits_of(settings))
+        telling.append(asyncio.create_task(_announce(job_queue, settings, clock, worker_id)))
         engine, tokens = await asyncio.to_thread(_build, settings, clock, rehearsal)
+        await tasks.end([telling.pop()])
         workers.append(
             Worker(
                 engine,
-                JobQueue(redis, sealer, limits_of(settings)),
+                job_queue,
                 tokens,
                 clock=clock,
                 worker_id=worker_id,
@@ -251,9 +254,19 @@ async def _work(settings: Settings, places: Places, worker_id: str, pulse_fd: in
         if workers:
             raise
     finally:
-        await tasks.end([pulses, *draining])
+        await tasks.end([*telling, *draining])
         await redis.aclose()
         await bell.aclose()
+
+
+async def _announce(job_queue: JobQueue, settings: Settings, clock: Clock, worker_id: str) -> None:
+    """Let gateways know that a worker is being started: reading a tokenizer alone takes seconds."""
+    while True:
+        now_ms = epoch_ms(clock.now())
+        state = WorkerState(worker_id=worker_id, engine=settings.engine, state="starting", at_ms=now_ms)
+        with contextlib.suppress(QueueUnavailable):
+            await job_queue.beat(state, {}, is_progressing=False, now_ms=now_ms)
+        await asyncio.sleep(settings.job_beat_s)
 
 
 async def _pulses(workers: list[Worker], worker_id: str, pulse_fd: int) -> None:

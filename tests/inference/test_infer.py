@@ -133,6 +133,7 @@ async def test_killed_worker_is_started_again_and_its_answers_end_once(bench: Be
     assert await bench.queue.workers(now_ms()) == []
 
 
+@pytest.mark.heavy
 @pytest.mark.faults
 async def test_frozen_and_hung_and_killed_workers_lose_no_answer(bench: Bench) -> None:
     """SIGSTOP and SIGKILL in turn in mid-stream: each answer ends exactly once, whole; times are printed."""
