@@ -250,6 +250,8 @@ def _split_references(text: str, sources: _Sources) -> tuple[str, list[str], int
 
 _PARTICLES: Final = frozenset({"de", "da", "do", "das", "dos", "e", "von", "van", "del", "di", "la"})
 _TITLE = r"(?:mr|mrs|ms|miss|sr|sra|senhor|senhora|dona|d|patient|doente|paciente|utente)\.? "
+#: Digits of a record number that may as well be a laboratory's value.
+_SHORT_ID: Final = 4
 _RECORD = re.compile(r"\b(?:record|processo|mrn|patient|doente|utente|id|episodio|numero|number|no|n)\b[ .:#]*$")
 
 
@@ -290,7 +292,8 @@ class _Fence:
         for id_ in self._ids:
             for match in re.finditer(rf"(?<![^\W_]){re.escape(id_)}(?![^\W_])", plain):
                 # A short number may be a result of this patient's too; behind "record" it is none.
-                if _RECORD.search(plain[: match.start()]) or not self._is_given(id_):
+                is_short = id_.isdigit() and len(id_) <= _SHORT_ID
+                if not is_short or _RECORD.search(plain[: match.start()]) or not self._is_given(id_):
                     return True
         return False
 
@@ -331,10 +334,12 @@ _WARNS_BEFORE = re.compile(
     r"|anaphyla\w* (?:to|with|after)|anafilaxia (?:a|ao|com|apos)|interacts? with|interage com)"
     r"(?P<between>[^.;:]*)$"
 )
+#: Stands for each sign of another medicine's name.
+_DRUG: Final = "\u00a4"
 #: What may stand between a warning and its medicine, beside other medicines.
 _BETWEEN_WARNED = re.compile(
     r"(?:\b(?:the|any|all|other|further|more|of|to|both|with|o|a|os|as|qualquer|outros?|outras?|and|or|e|ou|nem|nor)\b"
-    r"|[ ,/])*"
+    rf"|[ ,/{_DRUG}])*"
 )
 #: Right behind it: the same.
 _WARNS_AFTER = re.compile(
@@ -368,7 +373,7 @@ def _is_warned_of(plain: str, drug: medicines.Drug, drugs: Sequence[medicines.Dr
     if re.match(r"[ :(-]*\d", behind) or _GIVES.search(_WARNS_AFTER.sub("", behind)):
         return False
     ahead = "".join(
-        " " if any(other.start <= at < other.end for other in drugs) else plain[at] for at in range(begin, drug.start)
+        _DRUG if any(other.start <= at < other.end for other in drugs) else plain[at] for at in range(begin, drug.start)
     ).lstrip()
     before = _WARNS_BEFORE.search(ahead)
     if before is not None and _BETWEEN_WARNED.fullmatch(before["between"]):

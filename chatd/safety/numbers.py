@@ -348,7 +348,8 @@ _NUMBER = re.compile(rf"(?P<sign>[+-])?(?P<digits>{_NUM})")
 #: What stands before a bound, right before the number.
 _COMPARATOR = re.compile(
     r"(?P<down><=?|(?<![a-z])(?:(?:less|lower|fewer|smaller) than|below|under|up to|at most|no more than"
-    r"|maximum(?: of)?|max\.?|inferior a|menor (?:do )?que|menos (?:de|do que)|abaixo d[eoa]s?|ate|no maximo|maximo(?: de)?))[ :]{0,2}$"
+    r"|maximum(?: of)?|max\.?|inferior a|menor (?:do )?que|menos (?:de|do que)|abaixo d[eoa]s?|ate|no maximo"
+    r"|maximo(?: de)?))[ :]{0,2}$"
     r"|(?P<up>>=?|(?<![a-z])(?:(?:more|greater|higher) than|above|over|exceeds?|exceeding|at least|minimum(?: of)?"
     r"|no less than|superior a|maior (?:do )?que|mais (?:de|do que)|acima d[eoa]s?|pelo menos|no minimo"
     r"|minimo(?: de)?))[ :]{0,2}$"
