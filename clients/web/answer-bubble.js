@@ -35,7 +35,7 @@ export class AnswerBubble extends HTMLElement {
     this._live ??= this._build(item);
     const { status, streams, again, gap, stop, label } = this._live;
     say(status, this._state());
-    again.hidden = !(item.stream?.attempt > 1);
+    again.hidden = !(item.again || item.stream?.attempt > 1);
     this._stream(streams, item.stream?.sections ?? new Map());
     gap.hidden = !item.stream?.broken;
     stop.disabled = Boolean(item.cancelling);
@@ -71,8 +71,9 @@ export class AnswerBubble extends HTMLElement {
 
   _state() {
     const { _t: t, _item: item } = this;
-    if (item.stream) return t("chat.writing");
-    if (!item.queue || item.queue.position <= 0) return t("chat.working");
+    if (item.queue?.state === "stalled") return t("chat.stalled");
+    if (item.stream || item.queue?.state === "running") return t("chat.writing");
+    if (!item.queue || item.queue.position <= 0) return t(item.queue?.state === "restarted" ? "chat.restarted" : "chat.working");
     const { position, eta_ms } = item.queue;
     if (eta_ms === null || eta_ms === undefined) return t("chat.queue", { position });
     return t("chat.queue_eta", { position, seconds: Math.max(1, Math.round(eta_ms / 1000)) });
@@ -101,7 +102,8 @@ export class AnswerBubble extends HTMLElement {
     const newFlags = (data.red_flags ?? []).filter((one) => !shownFlags.has(one.id));
     const newChecks = (data.checks ?? []).filter((one) => !shownChecks.has(one.id));
     const structured = Boolean(data.headline || data.findings?.length || data.recommendations?.length || data.interpretation?.length);
-    const statusText = frame.status !== "completed" && view.texts.of("answer.status", frame.status, frame.status);
+    const why = frame.status === "degraded" && view.texts.has(`answer.degraded.${frame.finish_reason}`) && t(`answer.degraded.${frame.finish_reason}`);
+    const statusText = why || (frame.status !== "completed" && view.texts.of("answer.status", frame.status, frame.status));
     const about = frame.patient_id ?? item.facts?.patient_id ?? null;
     const model = Boolean(frame.model);
     fill(
@@ -111,6 +113,7 @@ export class AnswerBubble extends HTMLElement {
       item.stale && h("p", { class: "banner banner-warning", role: "alert" }, icon("again"), t("answer.stale", { field: item.stale.field, time: view.texts.time(item.stale.new_as_of, view.now()) })),
       statusText && h("p", { class: `banner ${["failed", "blocked"].includes(frame.status) ? "banner-critical" : "banner-warning"}` }, icon("failed"), statusText),
       redFlags(view, newFlags, null),
+      frame.is_shared && h("p", { class: "small quiet" }, t("answer.shared")),
       data.headline && h("p", { class: "headline", dir: "auto" }, this._cited(data.headline, data)),
       this._list("answer.findings", data.findings, data),
       this._list("answer.interpretation", data.interpretation, data),

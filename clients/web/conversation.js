@@ -160,6 +160,7 @@ export class Conversation {
       facts: null,
       stream: null,
       queue: null,
+      again: false,
       final: null,
       stale: null,
       cancelling: false,
@@ -266,7 +267,18 @@ const HANDLERS = {
 
   queue(frame) {
     const item = this._of(frame);
-    if (!item.final) item.queue = frame;
+    if (item.final) return;
+    item.queue = frame;
+    if (frame.state === "restarted") {
+      item.stream = null; // its worker is lost, and what it wrote is void
+      item.again = true;
+    }
+  },
+
+  mode(frame) {
+    this.mode = frame.mode;
+    this.model = frame.model;
+    this._changed.add("line");
   },
 
   facts(frame) {
@@ -306,10 +318,6 @@ const HANDLERS = {
     if (item.question) {
       item.question.status = "answered";
       item.question.error = null;
-    }
-    if (frame.mode) {
-      this.mode = frame.mode;
-      this._changed.add("line");
     }
     const data = frame.content?.structured_data ?? {};
     for (const proposed of data.actions ?? []) {

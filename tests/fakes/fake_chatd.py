@@ -195,8 +195,14 @@ class FakeChatd:
         """Stream a piece of text for the question that is held."""
         self._run(self._delta(idx, section, text, attempt))
 
-    def queue(self, position: int, eta_ms: int) -> None:
-        self._run(self._broadcast_held(position, eta_ms))
+    def queue(self, position: int, eta_ms: int | None, state: f.QueueState = "waiting") -> None:
+        """Tell where the held question stands with the model."""
+        self._run(self._broadcast_held(position, eta_ms, state))
+
+    def set_mode(self, mode: f.Mode) -> None:
+        """The model comes or goes, and everybody is told."""
+        self.mode = mode
+        self._run(self._tell_mode())
 
     def alert(self, **fields: Any) -> None:
         self._run(self._alert(fields))
@@ -470,12 +476,19 @@ class FakeChatd:
         for line in session.sockets:
             await line.send(f.AiDelta(response_id=response_id, idx=idx, section=section, text=text, attempt=attempt))
 
-    async def _broadcast_held(self, position: int, eta_ms: int) -> None:
+    async def _broadcast_held(self, position: int, eta_ms: int | None, state: f.QueueState) -> None:
         session, frame, _ = self._held[-1]
+        place = f.Queue(
+            response_id=f"resp-{frame.client_msg_id}", lane="routine", position=position, eta_ms=eta_ms, state=state
+        )
         for line in session.sockets:
-            await line.send(
-                f.Queue(response_id=f"resp-{frame.client_msg_id}", lane="routine", position=position, eta_ms=eta_ms)
-            )
+            await line.send(place)
+
+    async def _tell_mode(self) -> None:
+        state = "down" if self.mode == "facts_only" else "ready"
+        for session in self._sessions.values():
+            for line in session.sockets:
+                await line.send(f.ModeChange(mode=self.mode, model=f.ModelState(state=state, id="scripted-1")))
 
     async def _alert(self, fields: dict[str, Any]) -> None:
         frame = f.SystemNotification(

@@ -364,6 +364,68 @@ def test_answer_begun_again_drops_the_words_before(open_page: Open, fake: FakeCh
     expect(page.locator("answer-bubble")).to_contain_text("written again")
 
 
+def test_queue_states_are_told_in_words(open_page: Open, fake: FakeChatd) -> None:
+    """Place and time, silence, a lost worker and a new start are told, and Stop is the same button all the while."""
+    page = open_page()
+    sign_in(page)
+    fake.hold_answers = True
+    ask(page, "What is critical?")
+    expect(page.locator("facts-card")).to_have_count(1)
+    bubble = page.locator("answer-bubble")
+    stop = page.get_by_role("button", name="Stop").element_handle()
+    fake.queue(3, 12_000)
+    expect(bubble).to_contain_text("Position 3 in the queue, about 12 s")
+    fake.queue(0, None, "running")
+    expect(bubble).not_to_contain_text("Position")
+    fake.delta(0, "findings", "void words")
+    fake.queue(0, None, "stalled")
+    expect(bubble).to_contain_text("The model is silent; still trying")
+    shoot(page, "queue-stalled")
+    fake.delta(1, "findings", " and more")
+    expect(bubble).not_to_contain_text("silent")
+    fake.queue(0, None, "restarted")
+    expect(bubble).to_contain_text("The model was lost; waiting for another")
+    expect(bubble).not_to_contain_text("void words")
+    fake.queue(1, None)
+    expect(bubble).to_contain_text("Position 1 in the queue")
+    fake.delta(2, "findings", "written anew", attempt=2)
+    expect(bubble.locator(".stream")).to_contain_text("written anew")
+    expect(bubble).to_contain_text("written again")
+    assert stop.evaluate("button => button.isConnected")
+
+
+def test_mode_is_told_in_the_status_line_while_the_page_stands(open_page: Open, fake: FakeChatd) -> None:
+    """The status line follows the model as it goes and comes back; an answer from facts does not change it."""
+    page = open_page()
+    sign_in(page)
+    line = page.locator("status-line")
+    expect(line).to_contain_text("Model ready")
+    fake.set_mode("facts_only")
+    expect(line).to_contain_text("Facts only")
+    fake.set_mode("normal")
+    expect(line).to_contain_text("Model ready")
+    fake.reply_of = lambda frame: msgspec.structs.replace(
+        canned_reply(frame, "facts_only"), status="degraded", finish_reason="queue_full"
+    )
+    ask(page, "What is critical?")
+    expect(page.locator("answer-bubble .banner")).to_contain_text("no place for this question")
+    expect(line).to_contain_text("Model ready")
+
+
+def test_incomplete_and_shared_answers_say_so(open_page: Open, fake: FakeChatd) -> None:
+    """An answer that was cut short, and one in words written for a colleague, are marked; the model is named."""
+    page = open_page()
+    sign_in(page)
+    fake.reply_of = lambda frame: msgspec.structs.replace(
+        canned_reply(frame, "normal"), status="incomplete", finish_reason="length", is_shared=True
+    )
+    ask(page, "What is critical?")
+    bubble = page.locator("answer-bubble")
+    expect(bubble.locator(".banner")).to_contain_text("Incomplete")
+    expect(bubble).to_contain_text("same question of a colleague")
+    expect(bubble).to_contain_text("Model scripted-1")
+
+
 def test_session_timeout_clears_the_screen(open_page: Open, fake: FakeChatd) -> None:
     """After a time-out nothing of the patient is left on the page, in its stores or in its address."""
     page = open_page()
