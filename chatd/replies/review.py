@@ -250,6 +250,8 @@ def _split_references(text: str, sources: _Sources) -> tuple[str, list[str], int
 
 _PARTICLES: Final = frozenset({"de", "da", "do", "das", "dos", "e", "von", "van", "del", "di", "la"})
 _TITLE = r"(?:mr|mrs|ms|miss|sr|sra|senhor|senhora|dona|d|patient|doente|paciente|utente)\.? "
+#: Shorter ones are too often other words ("Rosa", "Leal", "Ramos").
+_CAPITALISED = re.compile(r"\b[A-ZÀ-Þ][^\W\d_]{5,}\b")
 #: Digits of a record number that may as well be a laboratory's value.
 _SHORT_ID: Final = 4
 _RECORD = re.compile(r"\b(?:record|processo|mrn|patient|doente|utente|id|episodio|numero|number|no|n)\b[ .:#]*$")
@@ -275,6 +277,7 @@ class _Fence:
             if other.birth_date is not None and (patient is None or other.birth_date != patient.birth_date):
                 self._births.add(other.birth_date)
         self._ids.discard("")
+        self._foreign = {word for _, foreign in self._names for word in foreign}
 
     def names_another(self, text: str) -> bool:
         """Whether a line names another patient: two words of the name, a title with one, record number, birth date."""
@@ -286,7 +289,15 @@ class _Fence:
                 return True
             if any(re.search(rf"\b{_TITLE}{re.escape(word)}\b", plain) for word in hits & foreign):
                 return True
-        return self._has_id(plain) or self._has_birth(text, plain)
+        return self._has_name_alone(text) or self._has_id(plain) or self._has_birth(text, plain)
+
+    def _has_name_alone(self, text: str) -> bool:
+        """One word of a name, written as a name, that this patient's prompt has nowhere ("Teixeira is worse")."""
+        for word in _CAPITALISED.findall(text):
+            plain = fold_line(word)
+            if plain in self._foreign and not re.search(rf"\b{re.escape(plain)}\b", self._prompt):
+                return True
+        return False
 
     def _has_id(self, plain: str) -> bool:
         for id_ in self._ids:

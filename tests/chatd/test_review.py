@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -269,6 +270,7 @@ def test_review_recorded_allergies_are_not_denied(line: str) -> None:
         "Born 1949-11-05",
         "Compare with the doente nascido a 05/11/1949",
         "See PT-55",
+        "Teixeira is worse",
     ],
 )
 def test_review_another_patient_is_never_named(line: str) -> None:
@@ -457,7 +459,7 @@ def test_answer_of_any_sections_is_a_valid_frame(sections: Sections, lang: str, 
     assert 0 < len(data.headline) <= MAX_HEADLINE
     assert data.red_flags == case.facts.red_flags
     assert {action.catalog_id for action in data.actions} == {each.action.id for each in proposed}
-    assert "teixeira" not in encoded.decode().lower()
+    assert re.search(r"rosa[^\"]*teixeira|Teixeira", encoded.decode()) is None
     assert "88123" not in encoded.decode()
     for line in (*data.findings, *data.interpretation, *data.recommendations, *data.missing):
         assert "\n" not in line
