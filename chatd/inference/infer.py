@@ -176,7 +176,8 @@ def first_words(folder: Path) -> str:
 
 
 def _redis(url: str, settings: Settings) -> Redis:
-    """A client that sends every command once: text that is sent again by itself would stand in an answer twice."""
+    """A client that sends every command once: the worker knows what to do about a reply that got lost, and a claim
+    that is sent again by itself would leave the jobs of the first one with nobody."""
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=_CONNECTIONS,

@@ -38,7 +38,6 @@ MERGE_MS: Final = 50
 #: A lost bell costs no more than this.
 _POLL_S: Final = 0.5
 _FULL_POLL_S: Final = 0.02
-_RESEND_MS: Final = 200
 _BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 #: Beginnings are made ready for no longer than this before the first claim.
 _WARM_S: Final = 60.0
@@ -564,35 +563,36 @@ class Worker:
             await self._send(self._outflow.take(now_ms))
 
     async def _send(self, batch: Sequence[tuple[int, str, Outcome | None]]) -> None:
-        """One round trip for what all jobs have. A text whose sending failed may stand in the stream or not, and sent
-        again it might stand there twice: its job is given up. An end that failed is sent again."""
+        """One round trip for what all jobs have. What Redis does not take is sent again, as one and the same batch, so
+        that no text stands twice or is left out; until none of its jobs is this worker's any more."""
         emissions, sent = [], []
         for key, text, outcome in batch:
             held = self._by_key.get(key)
             if held is None:
                 continue
-            sent.append((held, text, outcome))
+            sent.append((held, outcome))
             job_id, fence = held.claimed.job_id, held.claimed.fence
             if text:
                 emissions.append(Emission(job_id=job_id, fence=fence, kind="text", text=text))
             if outcome is not None:
                 emissions.append(Emission(job_id=job_id, fence=fence, kind="ended", outcome=outcome))
-        try:
-            refused = await self._queue.emit(self.worker_id, emissions)
-        except QueueUnavailable:
-            log.warning("sending_failed", worker=self.worker_id, events=len(emissions))
-            for held, text, outcome in sent:
-                if text:
-                    self._stop(held)
-                    self._give_up(held)
-                elif outcome is not None and self._by_key.get(held.key) is held:
-                    self._outflow.end(held.key, outcome, self._clock.monotonic_ms() + _RESEND_MS)
+        failures = 0
+        while any(self._by_key.get(held.key) is held for held, _ in sent):
+            try:
+                refused = await self._queue.emit(self.worker_id, emissions)
+            except QueueUnavailable:
+                log.warning("sending_failed", worker=self.worker_id, events=len(emissions))
+                await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
+                failures += 1
+                continue
+            for held, outcome in sent:
+                if self._by_key.get(held.key) is not held:
+                    continue
+                if held.claimed.job_id in refused:
+                    self._drop(held)
+                elif outcome is not None:
+                    self._forget(held)
             return
-        for held, _, outcome in sent:
-            if held.claimed.job_id in refused:
-                self._drop(held)
-            elif outcome is not None:
-                self._forget(held)
 
     # --- saying that it lives ---
 

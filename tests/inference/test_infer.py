@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from chatd.cli import main
 from chatd.clock import epoch_ms
 from chatd.inference.infer import SILENT_MS, Guard, InferError, check
 from chatd.inference.jobs import Job, Piece, Result
@@ -258,3 +259,23 @@ def test_infer_without_a_running_chatd_says_what_to_start(tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean, timeout=PATIENCE_S)
     assert done.returncode == 1
     assert done.stderr.startswith("chatd: no chatd up is running")
+
+
+# --- chatd model ---
+
+
+def test_model_commands_make_check_and_pin_a_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Made, looked at and pinned; a folder with something in it is left alone; a changed file is an error."""
+    folder = tmp_path / "tiny"
+    assert main(["model", "tiny", str(folder)]) == 0
+    assert main(["model", "check", "--pin", "--no-run", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.split()[0] == "ok" for line in lines[1:])
+    assert main(["model", "tiny", str(folder)]) == 1
+    assert "not empty" in capsys.readouterr().err
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 106], "changed": true}')
+    assert main(["model", "check", "--no-run", str(folder)]) == 1
+    assert "generation_config.json" in capsys.readouterr().out
+    assert main(["model", "check", str(tmp_path / "absent")]) == 1
+    assert main(["model", "convert", str(folder), str(folder)]) == 1
+    assert "exists already" in capsys.readouterr().err
