@@ -20,7 +20,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def url(model_folder: Path) -> Iterator[str]:
-    """The address of a running vLLM."""
-    with serving(model_folder, "server") as address:
+def url(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running vLLM: a Unix socket, as the unit in deploy/vllm has it."""
+    with serving(model_folder, "server", uds=tmp_path_factory.mktemp("socket") / "vllm.sock") as address:
         yield address
