@@ -138,9 +138,12 @@ _ROLE = re.compile(r"(?i)^(?:system|user|assistant|model|human|developer|rules?|
 _RESIDUE = re.compile(
     r"(?i)\b(?:ignor\w*|disregard\w*|forget\w*|override|esque\w+|desconsider\w*)\b.{0,40}"
     r"\b(?:instruction|rule|prompt|system|previous|above|instruç|instruc|regra|anterior)"
-    r"|\b(?:system|this|my|the) prompt\b|\bas an ai\b|\blanguage model\b|\bmodelo de linguagem\b|\bstart_of_turn\b"
+    r"|\b(?:system|this|my|the) prompt\b|\bcatalogue of actions\b"
+    r"|\bas an ai\b|\blanguage model\b|\bmodelo de linguagem\b|\bstart_of_turn\b"
     r"|\bend_of_turn\b|\bunused\d+\b|\bjailbreak\b|\bi (?:am|was) (?:instructed|told)\b"
 )
+#: Words as ids of actions are written; those of no catalogue are no words of an answer.
+_ID = re.compile(r"\b[a-z][a-z0-9]*(?:_[a-z0-9]+)+\b")
 _CERTAINTY = re.compile(
     r"\b(?:definitely|certainly|undoubtedly|without (?:a )?doubt|guarantee[ds]?|100 ?% (?:sure|certain|safe)"
     r"|(?:completely|perfectly|entirely|absolutely) (?:safe|normal|fine)|no need to worry|nothing to worry|don'?t worry"
@@ -446,6 +449,7 @@ class _Desk:
     ) -> None:
         self._facts = facts
         self._patient = layers.patient
+        self._actions = {action.id for action in layers.department.actions}
         self._sources = _Sources(prompt, facts, layers)
         self._fence = _Fence(layers.patient, others, prompt)
         self._pharmacist = _Pharmacist(layers.patient, facts.question.text, facts.lang)
@@ -474,6 +478,8 @@ class _Desk:
             return "identity"
         plain = fold_line(text)
         if len(text) > MAX_LINE or (part == "headline" and len(text) > MAX_HEADLINE):
+            return "form"
+        if any(id_ not in self._actions for id_ in _ID.findall(plain)):
             return "form"
         if _ROLE.search(text) or _RESIDUE.search(text) or re.search(r"[^\W\d_]", text) is None:
             return "form"

@@ -572,3 +572,12 @@ def test_compose_equal_layers_give_equal_bytes(patient: PatientLayer) -> None:
         msgspec.structs.replace(LAYERS, patient=again), budget_tokens=3000, now=NOW + timedelta(minutes=1)
     )
     assert part(first, "patient").encode() == part(second, "patient").encode()
+
+
+def test_rules_name_the_six_parts_of_an_answer_in_their_order() -> None:
+    """The labels that the answer is read by stand in the rules as they are to be written, each on its line."""
+    rules = part(prompt_of(), "hospital")
+    labels = ("Headline: ", "Findings:\n- ", "Interpretation:\n- ", "Recommendations:\n- ", "Missing:\n- ", "Actions: ")
+    places = [rules.index(f"\n{label}") for label in labels]
+    assert places == sorted(places)
+    assert '"- none"' in rules
