@@ -112,6 +112,18 @@ async def test_lost_lease_is_given_to_another_and_the_zombie_refused(queue: JobQ
     assert [e.attempt for e in await events(queue, "r1")] == [1, 1, 2, 2]
 
 
+async def test_old_fence_of_the_same_worker_holds_nothing(queue: JobQueue) -> None:
+    """A worker that lost its job and got it again has it by the new fence alone."""
+    await put(queue, "r1")
+    (old,) = await claim(queue)
+    await queue.reap(NOW + 5_000)
+    (new,) = await claim(queue, now_ms=NOW + 5_000)
+    assert (await queue.beat(worker(), {"r1": old.fence}, is_progressing=True, now_ms=NOW + 9_000)).lost == ("r1",)
+    assert await queue.emit("w1", [text(old, "stale")]) == {"r1"}
+    assert (await queue.beat(worker(), {"r1": new.fence}, is_progressing=False, now_ms=NOW + 9_000)).lost == ()
+    assert await queue.reap(NOW + 10_000) == 1
+
+
 async def test_beat_keeps_the_lease_only_while_the_engine_moves(queue: JobQueue) -> None:
     """A beat with progress extends the lease; one without lets it run out."""
     await put(queue, "r1")
@@ -456,6 +468,32 @@ async def test_lost_job_stands_first_again(queue: JobQueue) -> None:
     await queue.release("w1", NOW)
     assert list(await queue.places(NOW)) == ["a1", "b1", "a2", "b2"]
     assert [c.job_id for c in await claim(queue, 4)] == ["a1", "b1", "a2", "b2"]
+
+
+async def test_lost_job_that_waits_again_can_be_cancelled_at_once(queue: JobQueue) -> None:
+    """It waits like any other: no worker is needed to end it."""
+    await put(queue, "r1")
+    await claim(queue)
+    await queue.release("w1", NOW)
+    assert await queue.cancel("r1", follower="r1", now_ms=NOW)
+    assert await kinds(queue, "r1") == ["begun", "restart", "ended cancelled"]
+
+
+async def test_doctor_who_took_all_back_joins_at_the_end(queue: JobQueue) -> None:
+    """Nobody keeps a turn without a question: the place told counts those who wait, and the line is joined behind."""
+    await put(queue, "a1", "dr.a")
+    await put(queue, "b1", "dr.b")
+    await queue.cancel("a1", follower="a1", now_ms=NOW)
+    assert (await put(queue, "a2", "dr.a")).position == 2
+    assert list(await queue.places(NOW)) == ["b1", "a2"]
+
+
+async def test_question_taken_back_passes_its_turn_to_the_doctors_next(queue: JobQueue) -> None:
+    """Taking a question back costs its doctor nothing and delays nobody."""
+    for name in ("a1", "b1", "a2"):
+        await put(queue, name, f"dr.{name[0]}")
+    await queue.cancel("a1", follower="a1", now_ms=NOW)
+    assert list(await queue.places(NOW)) == ["a2", "b1"]
 
 
 async def test_cancelled_job_of_a_dead_worker_ends_cancelled(queue: JobQueue) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 
@@ -120,6 +121,32 @@ def test_places_are_the_order_of_claims_and_only_fall(redis_server: RedisServer,
         assert await claim(queue, now_ms=now_ms) == []
 
     on_redis(redis_server, story, max_per_doctor=100, service_ms=1_000)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_place_told_at_once_is_that_of_the_snapshot(queue: JobQueue, seed: int) -> None:
+    """In a crowded queue, the place and time that an asker hears at once are those that everybody hears later."""
+    chance, told = random.Random(seed), 0
+    await announce(queue, worker(slots=40, reserved=10))
+    for number in range(90):
+        lane = chance.choice(["stat", "stat", "stat", "urgent", "routine"])
+        placed = await put(queue, f"r{number}", chance.choice(["dr.a", "dr.b", "dr.c"]), lane=lane)  # type: ignore[arg-type]
+        found = await queue.places(NOW)
+        if placed.outcome == "queued":
+            place = found[f"r{number}"]
+            assert (placed.position, placed.eta_ms) == (place.position, place.eta_ms)
+            again = chance.choice(list(found))
+            known = await put(queue, again)
+            assert (known.outcome, known.position, known.eta_ms) == (
+                "known",
+                found[again].position,
+                found[again].eta_ms,
+            )
+            told += 1
+        if number % 3 == 0:
+            expected = list(found)[: chance.randint(1, 2)]
+            assert [c.job_id for c in await claim(queue, len(expected))] == expected
+    assert told > 80
 
 
 @settings(max_examples=40)
