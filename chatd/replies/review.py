@@ -395,6 +395,11 @@ def _is_warned_of(plain: str, drug: medicines.Drug, drugs: Sequence[medicines.Dr
     return _WARNS_AFTER.search(behind) is not None and not _GIVES.search(ahead)
 
 
+#: The class whose name covers both what is forbidden and what is not, and the member that decides.
+_WIDE_CLASS: Final = "beta_lactam_word"
+_WIDE_MEMBER: Final = "amoxicillin"
+
+
 class _Pharmacist:
     """Holds the medicines of a line against allergies and current medicines, and against the lines before it."""
 
@@ -416,6 +421,13 @@ class _Pharmacist:
         drugs = [drug for drug in named_in if not _is_warned_of(plain, drug, named_in)]
         if not drugs:
             return None
+        # "A beta-lactam" is a penicillin to somebody who must not have one.
+        wide = next((drug for drug in drugs if drug.id == _WIDE_CLASS), None)
+        if wide is not None:
+            checks = medicines.check(self._patient, self._question, self._lang, proposed=(_WIDE_MEMBER,))
+            for check in checks:
+                if check.level == "critical" and check.id.startswith("allergy") and _WIDE_MEMBER in fold(check.text):
+                    return wide.text, check
         names = tuple(dict.fromkeys(drug.text if drug.is_class else drug.id for drug in drugs))
         proposed = names if part == "findings" else (*self._accepted, *names)
         checks = medicines.check(self._patient, self._question, self._lang, proposed=proposed)

@@ -770,16 +770,18 @@ class NumberLock:
         return [one for one in above if any(one.group == other.group or one.moments & other.moments for other in below)]
 
     def _course(self, mention: Mention) -> list[Mention]:
-        """Two results of one thing, written as "from 4.8 to 5.3"."""
+        """Two results of one thing, the earlier first, written as "from 4.8 to 5.3"."""
         ends = []
         for value in mention.values:
             alone = msgspec.structs.replace(mention, kind="number", values=(value,))
             ends.append([one for one in self._by_value.get(("number", (value,)), ()) if _is_same(alone, one)])
-        return [
-            one
+        pairs = [
+            (one, other)
             for one in ends[0]
-            if one.names and any(one.names & other.names and one.unit == other.unit for other in ends[1])
-        ] and [*ends[0], *ends[1]]
+            for other in ends[1]
+            if one.names & other.names and one.unit == other.unit and not _is_later(one, other)
+        ]
+        return [one for pair in pairs for one in pair]
 
     def _misplaced(self, mentions: Sequence[Mention], matches: Sequence[Sequence[Mention]]) -> list[str]:
         """Dates and times beside a value that was given with others.
@@ -821,6 +823,18 @@ def _moments_of(at: int, row: Sequence[Mention]) -> frozenset[Moment]:
         return _moments(row)
     others = (n for n in range(at + 1, len(row)) if row[n].kind == "number" and not row[n].is_bound and row[n].names)
     return _moments(row[at + 1 : next(others, len(row))]) or _moments(row[:at])
+
+
+def _is_later(one: Mention, other: Mention) -> bool:
+    """Whether ``one`` was given with a later date or time than ``other``, or nothing tells which came first."""
+
+    def when(mention: Mention) -> tuple[Decimal, ...] | None:
+        dates = [values for kind, values in mention.moments if kind == "date" and values]
+        times = [values for kind, values in mention.moments if kind == "time" and values]
+        return (*dates[0], *times[0]) if len(dates) == 1 and len(times) == 1 else None
+
+    first, second = when(one), when(other)
+    return first is None or second is None or first > second
 
 
 def _is_part(key: Moment, moments: Iterable[Moment]) -> bool:

@@ -161,6 +161,7 @@ def test_numbers_that_were_given_pass_in_portuguese(line: str) -> None:
         "Potassium 5.3 mmol/L on 2026-01-14",
         "Potassium range 3.5-5.3",
         "Potassium 4.8-9.9 mmol/L",
+        "Potassium fell from 5.3 to 4.8 mmol/L",
         "Troponin 0.04 ng/mL",
         "Troponin 45 ng/L",
         "Troponin 45,000 ng/L",

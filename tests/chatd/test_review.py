@@ -203,6 +203,7 @@ def test_review_a_wrong_number_holds_the_line_back() -> None:
         "Penicillin is not contraindicated",
         "Penicillin is safe, allergy unlikely",
         "Não evitar penicilina",
+        "Use a beta-lactam",
         "Add sildenafil",
         "Consider sildenafil for pulmonary hypertension",
     ],
