@@ -183,7 +183,7 @@ def _up(arguments: argparse.Namespace, settings: Settings) -> int:
     from chatd.up import Supervisor, UpError
 
     if settings.model_configured:
-        from chatd.inference.infer import check
+        from chatd.infer import check
 
         check(settings)
     settings = msgspec.structs.replace(settings, demo=not arguments.no_demo)
@@ -210,7 +210,7 @@ def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _infer(arguments: argparse.Namespace, settings: Settings) -> int:
-    from chatd.inference import infer
+    from chatd import infer
     from chatd.places import Places
 
     places = Places(settings)
@@ -256,7 +256,7 @@ def _model_convert(arguments: argparse.Namespace, _settings: Settings) -> int:
 def _model_check(arguments: argparse.Namespace, _settings: Settings) -> int:
     import importlib.util
 
-    from chatd.inference.infer import first_words
+    from chatd.infer import first_words
     from chatd.inference.models import Finding, check
 
     def say(finding: Finding) -> None:

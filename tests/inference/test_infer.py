@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from chatd.cli import main
 from chatd.clock import epoch_ms
-from chatd.inference.infer import SILENT_MS, Guard, InferError, check
+from chatd.infer import SILENT_MS, Guard, InferError, check
 from chatd.inference.jobs import Job, Piece, Result
 from chatd.inference.limits import limits_of
 from chatd.inference.queue import JobQueue
