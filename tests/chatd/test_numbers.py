@@ -283,7 +283,7 @@ def line_of(template: str, analyte: Analyte, written: str, lang: str, unit: str 
     return template.format(name=name, value=number, unit=unit or analyte.unit).replace(" [Observation/x]", "")
 
 
-@settings(max_examples=300)
+@settings(max_examples=180)
 @given(RECORDS, PLACES)
 def test_numbers_any_value_of_the_record_passes(values: list[Decimal], place: tuple[int, str, str]) -> None:
     """Each value passes in both languages in each way of saying it."""
@@ -292,7 +292,7 @@ def test_numbers_any_value_of_the_record_passes(values: list[Decimal], place: tu
     assert lock_of(values, lang).unsupported(line) == ()
 
 
-@settings(max_examples=300)
+@settings(max_examples=180)
 @given(RECORDS, PLACES, st.integers(0, 5), st.integers(1, 9))
 def test_numbers_any_changed_digit_is_found(
     values: list[Decimal], place: tuple[int, str, str], digit: int, by: int
@@ -307,7 +307,7 @@ def test_numbers_any_changed_digit_is_found(
     assert lock_of(values, lang).unsupported(line_of(template, ANALYTES[at], changed, lang)) != ()
 
 
-@settings(max_examples=300)
+@settings(max_examples=180)
 @given(RECORDS, PLACES, st.sampled_from((10, 100, 1000)), st.booleans())
 def test_numbers_any_moved_point_is_found(
     values: list[Decimal], place: tuple[int, str, str], factor: int, is_up: bool
@@ -318,7 +318,7 @@ def test_numbers_any_moved_point_is_found(
     assert lock_of(values, lang).unsupported(line_of(template, ANALYTES[at], plain(moved), lang)) != ()
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(RECORDS, PLACES)
 def test_numbers_any_other_unit_is_found(values: list[Decimal], place: tuple[int, str, str]) -> None:
     """The right number with another unit is another result."""
@@ -327,7 +327,7 @@ def test_numbers_any_other_unit_is_found(values: list[Decimal], place: tuple[int
     assert lock_of(values, lang).unsupported(line) != ()
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(RECORDS, PLACES, st.integers(1, len(ANALYTES) - 1))
 def test_numbers_a_value_under_another_name_is_found(
     values: list[Decimal], place: tuple[int, str, str], by: int
@@ -341,7 +341,7 @@ def test_numbers_a_value_under_another_name_is_found(
     assert lock.unsupported(line_of(template, other, written, lang, ANALYTES[at].unit)) != ()
 
 
-@settings(max_examples=300)
+@settings(max_examples=180)
 @given(st.text(max_size=200), st.sampled_from(("en", "pt")))
 def test_numbers_any_text_is_judged(text: str, lang: str) -> None:
     """No text raises; one without any digit or number word has nothing unsupported."""
@@ -350,7 +350,7 @@ def test_numbers_any_text_is_judged(text: str, lang: str) -> None:
     assert NumberLock([Given(text=text, is_free=True)], Vocabulary({}), lang).unsupported("no numbers here") == ()
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(st.text(alphabet="0123456789.,-/:<>% xabeghmlVd'½²·", max_size=40))
 def test_numbers_a_copy_of_what_was_given_is_read_the_same_way(text: str) -> None:
     """What a person wrote passes as a copy, however odd: both sides are read by the same rules."""
