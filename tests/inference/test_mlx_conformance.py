@@ -31,30 +31,32 @@ class _Rig(Rig, kw_only=True):
         return super().held(**{"grammar": ENDLESS, **fields})
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
-    folder: Path = tmp_path_factory.mktemp("mlx")
+async def open_rig(folder: Path, *, slots: int, **sizes: Any) -> Rig:
+    """A rig of ``slots`` with a tiny model in ``folder``; its engine is to be stopped."""
     make(folder, "1m")
 
     async def start() -> MlxEngine:
-        engine = MlxEngine(folder, slots=5, reserved=1, prefix_cache_bytes=1 << 28, clock=SystemClock())
+        engine = MlxEngine(folder, slots=slots, reserved=1, prefix_cache_bytes=1 << 28, clock=SystemClock())
         await engine.start()
         return engine
 
-    engine = await start()
-    yield _Rig(
-        engine=engine,
+    return _Rig(
+        engine=await start(),
         make=start,
         tokens=Tokens.load(folder),
         actions=ACTIONS,
         grammar=grammar(ACTIONS),
-        # A step of the tiny model takes as long as one of a large one on a GPU: fewer replies than by default here,
-        # all of them in the long form.
-        replies=6,
-        reply_tokens=240,
-        long_words=200,
+        **sizes,
     )
-    await engine.stop(0)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+    # Fewer and shorter texts than by default: on the CPU it takes as long for a token of the tiny model as a GPU takes
+    # for one of a large one. The long form has a file of its own.
+    rig = await open_rig(tmp_path_factory.mktemp("mlx"), slots=5, replies=3, reply_tokens=120, long_words=120)
+    yield rig
+    await rig.engine.stop(0)
 
 
 class TestMlx(Conformance):
