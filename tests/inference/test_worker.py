@@ -284,16 +284,15 @@ async def test_zombie_is_refused_by_the_fence_and_drops_the_job(ward: Ward) -> N
     await ward.ready(first)
     await ward.ask(job("a", max_tokens=100_000))
     await ward.results("a", lambda events: len(texts(events)) > 1)
+    draining = asyncio.create_task(first.drain(PATIENCE_S))  # so that it does not claim the job again itself
+    await asyncio.sleep(0)
     await ward.queue.release(first.worker_id, now_ms())
-    second = ward.worker()
-    await ward.until(lambda: not first._held)  # its own claims stand until it sees that it has lost them
+    ward.worker()
     text, outcome, events = await ward.answer("a")
-    if outcome.reason == "length":
-        assert set(text.split()) <= {"going", "on"}
-    else:
-        assert parse(text, ACTIONS).is_complete
+    await draining
+    assert outcome.reason == "stop"
+    assert text == write_sections(generation_of(job("a", max_tokens=100_000)))
     assert [event.kind for event in events].count("restart") == 1
-    assert second.pulse().worker_id != first.worker_id
     await ward.until(lambda: slow.capacity().active == 0)
 
 
