@@ -858,6 +858,8 @@ async def test_unix_socket_is_served_alike(tmp_path: Path) -> None:
     """The whole way over a socket in the file system."""
     fake = FakeServer()
     path = tmp_path / "v.sock"
+    with pytest.raises(EngineError, match="connect"):
+        await made(fake, url=f"unix:{path}", start_s=0.0).start()
     server = await asyncio.start_unix_server(fake.serve, path)
     engine = made(fake, url=f"unix:{path}")
     await engine.start()

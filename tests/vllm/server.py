@@ -11,8 +11,6 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import httpx
-
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 LOGS = ROOT / "out" / "vllm"
@@ -23,7 +21,10 @@ CONTEXT_TOKENS = 8192
 START_S = 300.0
 STOP_S = 30.0
 _POLL_S = 0.25
+_ASK_S = 5.0
 _TAIL_LINES = 40
+
+Address = str | tuple[str, int]
 
 #: What a server on the CPU needs beside the flags; nothing is fetched, nothing is reported.
 ENVIRONMENT: Mapping[str, str] = {
@@ -71,17 +72,17 @@ def serving(model: Path, name: str, *, uds: Path | None = None) -> Iterator[str]
     require()
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{name}.log"
+    address: Address
     if uds is None:
         port = _free_port()
-        url, where = f"http://127.0.0.1:{port}", ("--host", "127.0.0.1", "--port", str(port))
-        client = httpx.Client(base_url=url, trust_env=False, timeout=5.0)
+        url, address = f"http://127.0.0.1:{port}", ("127.0.0.1", port)
+        where = ["--host", "127.0.0.1", "--port", str(port)]
     else:
-        url, where = f"unix:{uds}", ("--uds", str(uds))
-        transport = httpx.HTTPTransport(uds=str(uds))
-        client = httpx.Client(base_url="http://localhost", transport=transport, trust_env=False, timeout=5.0)
+        url, address = f"unix:{uds}", str(uds)
+        where = ["--uds", str(uds)]
     # `vllm serve` looks for a distribution of its own name, which the CPU build does not have.
     command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *FLAGS, *where]
-    with log.open("wb") as out, client:
+    with log.open("wb") as out:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -91,22 +92,33 @@ def serving(model: Path, name: str, *, uds: Path | None = None) -> Iterator[str]
             start_new_session=True,
         )
         try:
-            _wait_healthy(process, client, log)
+            _wait_healthy(process, address, log)
             yield url
         finally:
             _end(process)
 
 
-def _wait_healthy(process: subprocess.Popen[bytes], client: httpx.Client, log: Path) -> None:
+def _wait_healthy(process: subprocess.Popen[bytes], address: Address, log: Path) -> None:
     give_up = time.monotonic() + START_S
     while time.monotonic() < give_up:
         if process.poll() is not None:
             raise AssertionError(f"vLLM ended with {process.returncode}:\n{_tail(log)}")
-        with contextlib.suppress(httpx.HTTPError):
-            if client.get("/health").status_code == httpx.codes.OK:
-                return
+        if _is_healthy(address):
+            return
         time.sleep(_POLL_S)
     raise AssertionError(f"vLLM was not healthy after {START_S:.0f} s:\n{_tail(log)}")
+
+
+def _is_healthy(address: Address) -> bool:
+    # By hand: httpx's pool leaves the socket of a failed connection to a Unix path to the garbage collector.
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as sock:
+        sock.settimeout(_ASK_S)
+        try:
+            sock.connect(address)
+            sock.sendall(b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            return sock.recv(64).split(b" ")[1:2] == [b"200"]
+        except OSError:
+            return False
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
