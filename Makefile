@@ -28,14 +28,28 @@ test-page: dev ## the page in every width, theme and language, with pictures in 
 	@scripts/system-packages
 	@.venv/bin/pytest -m heavy $(ARGS)
 
+test-inference: dev ## stories over WebSockets and the long suites, with mlx-lm on a small random model
+	@scripts/system-packages
+	@.venv/bin/pytest -m inference $(ARGS)
+
+test-vllm: dev ## the same suites against a real vLLM server on the CPU, in .venv-vllm (4 GB, Linux x86-64)
+	@scripts/setup-vllm
+	@.venv/bin/pytest -m vllm $(ARGS)
+
 check: dev ## format, lint and types only
 	@scripts/check
 
 faults: dev ## kill the gateway at each step of a question, 200 seeded runs
 	@.venv/bin/python -m tests.faults.campaign --runs 200 $(ARGS)
 
+faults-inference: dev ## kill, freeze and revive the worker while it writes, 50 seeded runs
+	@.venv/bin/python -m tests.faults.workers --runs 50 $(ARGS)
+
 bench: dev ## measure accepted, facts, memory and CPU with 200 connections
 	@.venv/bin/python loadtest/bench/questions.py $(ARGS)
 
+bench-inference: dev ## measure engine and whole path against mlx-lm itself, as ratios
+	@.venv/bin/python loadtest/bench/inference.py $(ARGS)
+
 clean: ## remove what the targets made (not the data directory)
-	@rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@rm -rf .venv .venv-vllm out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

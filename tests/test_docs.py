@@ -40,7 +40,7 @@ OPERATIONS = PAGES["docs/operations.md"]
 #: What may stand behind ``scheme://`` on a page: this machine, reserved names, and placeholders of an address.
 HOSTS = re.compile(r"(127\.0\.0\.1|localhost|[\w.-]+\.example|HOST|H|user@host)?$")
 #: First parts of absolute paths on the pages: routes of chatd, a proxy's path to it, customary places of a system.
-ROOTS = {"", "chat", "v1", "web", "health", "metrics", "chatd", "var", "etc", "srv", "folder"}
+ROOTS = {"", "chat", "v1", "web", "health", "metrics", "chatd", "var", "etc", "srv", "tmp", "folder"}
 
 
 # --- reading pages ------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def test_log_events_are_documented() -> None:
 def test_log_fields_name_no_patient() -> None:
     """No field of a log line is about a patient or holds what somebody wrote."""
     fields = set().union(*logged().values())
-    assert not [field for field in fields if re.search(r"patient_id|content|question|answer|text|token|path", field)]
+    assert not [field for field in fields if re.search(r"patient_id|content|question|answer|text|token(?!s$|s_)|path", field)]
 
 
 def test_routes_are_documented() -> None:
@@ -546,13 +546,6 @@ def test_what_readme_says_is_missing_is_refused(place: Hospital, frame: dict[str
         line.send(json.dumps(frame))
         refused = json.loads(line.recv(timeout=20))
     assert (refused["type"], refused["code"], refused["client_msg_id"]) == ("error", "unsupported_type", "a-1")
-
-
-def test_engines_are_refused(place: Hospital) -> None:
-    """``chatd up`` refuses every engine, since this version has none."""
-    for engine in ("scripted", "mlx", "vllm"):
-        done = place.run("up", "--data-dir", "DIR", "--engine", engine, check=False)
-        assert (done.returncode, engine in done.stderr) == (1, True)
 
 
 def test_health_bodies_are_those_on_the_page(place: Hospital) -> None:
