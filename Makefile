@@ -1,5 +1,5 @@
 # chatd: `make run` shows it, `make test` proves it, `make help` lists the rest.
-.PHONY: help setup setup-mlx setup-vllm-client dev run test test-page test-inference test-vllm check faults faults-inference bench bench-inference clean
+.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-page test-inference test-vllm check faults faults-inference bench bench-inference clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,11 +22,15 @@ run: setup ## start everything one machine needs on http://127.0.0.1:8080
 test: dev ## format, lint, types and all tests that fit in five minutes
 	@scripts/system-packages
 	@scripts/check
-	@.venv/bin/pytest -m "not heavy and not inference and not vllm" $(ARGS)
+	@scripts/test $(ARGS)
+
+test-journeys: dev ## stories in which gateways, workers, Redis and ledger die or freeze
+	@scripts/system-packages
+	@.venv/bin/pytest -m journeys $(ARGS)
 
 test-page: dev ## the page in every width, theme and language, with pictures in out/screens/
 	@scripts/system-packages
-	@.venv/bin/pytest -m heavy $(ARGS)
+	@.venv/bin/pytest -m "heavy and not journeys" $(ARGS)
 
 test-inference: dev ## stories over WebSockets and the long suites, with mlx-lm on a small random model
 	@scripts/system-packages

@@ -208,7 +208,9 @@ def test_log_events_are_documented() -> None:
 def test_log_fields_name_no_patient() -> None:
     """No field of a log line is about a patient or holds what somebody wrote."""
     fields = set().union(*logged().values())
-    assert not [field for field in fields if re.search(r"patient_id|content|question|answer|text|token(?!s$|s_)|path", field)]
+    assert not [
+        field for field in fields if re.search(r"patient_id|content|question|answer|text|token(?!s$|s_)|path", field)
+    ]
 
 
 def test_routes_are_documented() -> None:

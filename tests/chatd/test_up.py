@@ -75,6 +75,7 @@ def _wait_for(process: Process, text: str, times: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.journeys
 def test_worker_that_is_killed_with_its_supervisor_comes_back_and_the_gateway_stays() -> None:
     """``chatd up --engine`` starts ``chatd infer`` again; the gateway answers all the while."""
     with hospital("--engine", "scripted") as place:

@@ -7,6 +7,8 @@ import pytest
 from chatd.faults import STEPS
 from tests.faults import campaign
 
+pytestmark = pytest.mark.journeys
+
 
 @pytest.mark.faults
 def test_gateway_killed_at_each_step_answers_once() -> None:

@@ -29,6 +29,8 @@ from context.seal import Sealer
 from tests.redis_server import RedisServer
 from tests.server import Process
 
+pytestmark = pytest.mark.journeys
+
 PATIENCE_S = 60.0
 ACTIONS = ("order_ecg", "notify_icu")
 

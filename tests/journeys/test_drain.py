@@ -18,6 +18,8 @@ from tests.http_call import call
 from tests.journeys.conftest import ENV
 from tests.server import STOP_S, Hospital, Process, hospital
 
+pytestmark = pytest.mark.journeys
+
 PHONES = 20
 SPREAD_S = 2.0
 #: Beside the spread: the time to close a phone that does not read, and the server's own end.

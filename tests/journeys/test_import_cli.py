@@ -25,6 +25,8 @@ from tests.http_call import call
 from tests.journeys.conftest import ENV
 from tests.server import Hospital, Process, clean_environment
 
+pytestmark = pytest.mark.journeys
+
 Phone = Callable[..., ChatClient]
 LINE_KEYS = ["patient_id", "name", "resources", "skipped"]
 

@@ -22,6 +22,8 @@ from tests.fakes.hand_worker import HandWorker, answer_text
 from tests.http_call import call
 from tests.server import Hospital, Process
 
+pytestmark = pytest.mark.journeys
+
 ASK = "Analyze João Silva's ECG results"
 #: Times short enough for a test, in the proportions of the defaults.
 ENV = {

@@ -22,6 +22,8 @@ from tests.http_call import call
 from tests.journeys.conftest import ENV
 from tests.server import Hospital, Process, hospital
 
+pytestmark = pytest.mark.journeys
+
 ASK = "Allergies and last troponin?"
 Phone = Callable[..., ChatClient]
 #: What no log may show after a fault: each stands for an error that nobody expected.

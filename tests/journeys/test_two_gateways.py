@@ -9,6 +9,8 @@ import pytest
 from tests.chat_client import ChatClient
 from tests.server import Hospital, Process
 
+pytestmark = pytest.mark.journeys
+
 Phone = Callable[..., ChatClient]
 
 
