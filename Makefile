@@ -38,7 +38,7 @@ test-inference: dev ## stories over WebSockets and the long suites, with mlx-lm 
 
 test-vllm: dev ## the same suites against a real vLLM server on the CPU, in .venv-vllm (4 GB, Linux x86-64)
 	@scripts/setup-vllm
-	@.venv/bin/pytest -m vllm $(ARGS)
+	@.venv/bin/pytest -m vllm tests/vllm $(ARGS)
 
 check: dev ## format, lint and types only
 	@scripts/check

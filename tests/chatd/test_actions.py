@@ -395,6 +395,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.journeys
 async def test_killed_before_the_answer_resend_gets_it(actions: Actions, ledger_url: str) -> None:
     """A gateway killed between commit and answer: the phone sends again, elsewhere, and hears what was done."""
     killed = await asyncio.to_thread(

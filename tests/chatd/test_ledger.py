@@ -443,6 +443,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.journeys
 async def test_acknowledged_survives_sigkill(ledger_url: str) -> None:
     """A process killed in the instant it was told "committed" leaves the row behind."""
     killed = await asyncio.to_thread(

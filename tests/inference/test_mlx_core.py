@@ -21,6 +21,8 @@ from chatd.inference.mlx_grammar import GrammarError, Position, Vocabulary
 from chatd.inference.tiny import make
 from chatd.inference.tokens import Tokens
 
+pytestmark = pytest.mark.inference
+
 _WINDOW = 512
 _ENDLESS = 'start: /[a-zA-Z ]{6000}/ "\\n"'
 _CHOOSING = 'start: "Actions: " ("order_ecg" | "notify_icu" | "none") "\\n"'

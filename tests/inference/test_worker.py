@@ -377,7 +377,8 @@ async def test_canary_opens_the_claims_and_is_skipped_while_texts_are_written(wa
     await ward.ask(job("a", max_tokens=700))
     await ward.answer("a")
     during = seen[next(n for n, generation_id in enumerate(seen) if generation_id.startswith("a/")) :]
-    assert len(during) <= 2  # none while it wrote; one may come between its last word and this line
+    # None while it wrote, which would be seven or more; a few may come between its last word and this line.
+    assert len(during) <= 5
     assert states[0].slots == 2
     assert states[0].reserved == 1
 

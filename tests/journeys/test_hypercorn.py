@@ -21,6 +21,8 @@ from chatd.settings import Settings
 from tests.chat_client import ChatClient
 from tests.redis_server import RedisServer
 
+pytestmark = pytest.mark.journeys
+
 
 @pytest.fixture
 async def url(redis_server: RedisServer, redis: Redis, tmp_path: Path) -> AsyncIterator[tuple[str, str]]:

@@ -21,6 +21,8 @@ from tests.journeys.conftest import ENV
 from tests.server import Hospital, hospital
 from tests.traces import traces, traces_below
 
+pytestmark = pytest.mark.journeys
+
 #: One word for each way in, so that a trace says where it came from. Half of each is plain, half is not ASCII.
 WAYS = (
     "question",
