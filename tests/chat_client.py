@@ -22,7 +22,17 @@ class Broken(AssertionError):
 class ChatClient:
     """One phone. ``frames`` holds every durable frame once, in order; ``direct`` the others since the last connect."""
 
-    def __init__(self, url: str, *, department: str, user_id: str, token: str, session_id: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        department: str,
+        user_id: str,
+        token: str,
+        session_id: str | None = None,
+        wait_s: float = WAIT_S,
+    ) -> None:
+        self.wait_s = wait_s
         self.url = f"{url.replace('http', 'ws', 1)}/chat/{department}/{user_id}"
         self.token = token
         self.session_id = session_id or f"sess_{secrets.token_hex(6)}"
@@ -42,7 +52,7 @@ class ChatClient:
         if url is not None:
             self.url = f"{url.replace('http', 'ws', 1)}/{self.url.split('/', 3)[3]}"
         self.socket = await connect(
-            self.url, subprotocols=["chatd.v1"], compression=None, ping_interval=None, open_timeout=WAIT_S
+            self.url, subprotocols=["chatd.v1"], compression=None, ping_interval=None, open_timeout=self.wait_s
         )  # type: ignore[arg-type]
         hello: dict[str, Any] = {
             "type": "hello",
@@ -73,7 +83,7 @@ class ChatClient:
 
     async def _next(self) -> dict[str, Any]:
         assert self.socket is not None
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(self.wait_s):
             frame: dict[str, Any] = json.loads(await self.socket.recv())
         return frame
 
@@ -161,7 +171,7 @@ class ChatClient:
         """Read to the end of the connection; returns the close code."""
         assert self.socket is not None
         try:
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(self.wait_s):
                 while True:
                     self.direct.append(json.loads(await self.socket.recv()))
         except ConnectionClosed as closed:

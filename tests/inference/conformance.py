@@ -34,7 +34,7 @@ from chatd.inference.jobs import Piece
 from chatd.inference.sections import parse
 
 #: No wait of this suite is longer; a loaded two-core machine with a tiny model needs a fraction of it.
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 _POLL_S = 0.002
 
 #: Seeds of prompts: plain hospital words, and a few that are more than one byte a letter.

@@ -1,4 +1,4 @@
-"""The suite of all engines on MLX once more, with 50 replies that may come to their end and long prompts."""
+"""Fifty replies of the random model on MLX, more and longer ones than `make test` has time for."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ pytestmark = pytest.mark.inference
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
-    rig = await open_rig(tmp_path_factory.mktemp("mlx_long"), slots=13, replies=50, reply_tokens=1200)
+    rig = await open_rig(tmp_path_factory.mktemp("mlx_long"), slots=21, replies=50, reply_tokens=200)
     yield rig
     await rig.engine.stop(0)
 
 
-class TestMlxLong(Conformance):
-    """The whole suite with the sizes that it has by default, and more room for each reply."""
+class TestMlxLong:
+    """The one test of the suite whose size the short run of `make test` leaves out."""
+
+    test_fifty_replies_are_valid_sections_with_catalogue_ids_only = (
+        Conformance.test_replies_under_the_grammar_are_valid_sections_with_catalogue_ids_only
+    )
