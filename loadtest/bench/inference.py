@@ -4,7 +4,7 @@ Prints tables and writes ``out/bench/inference.json`` and ``inference.png``. Eve
 one process or on this one machine, in CPU seconds where both sides compute, so that a busy machine spoils neither side
 alone. Parts: the engine and the whole path (WebSocket, queue, worker, WebSocket) against ``mlx_lm.batch_generate``,
 with and without the grammar; shared prompts against unshared ones; warm against cold; the longest silence of running
-answers while long prompts arrive; vLLM through chatd against vLLM directly (``--vllm``, needs `make test-vllm` once).
+answers while long prompts arrive.
 
 Models are random and made here; everything runs on the loopback interface and stops by itself.
 """
