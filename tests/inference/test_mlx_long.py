@@ -22,6 +22,7 @@ async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
     await rig.engine.stop(0)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 class TestMlxLong:
     """The one test of the suite whose size the short run of `make test` leaves out."""
 
