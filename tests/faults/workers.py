@@ -35,7 +35,8 @@ from tests.server import Hospital, clean_environment, hospital
 Kind = Literal["kill", "stop", "zombie"]
 KINDS: tuple[Kind, ...] = ("kill", "stop", "kill", "zombie")
 DOCTORS = 4
-#: What issue and design promise, in seconds, and how much a busy machine may add before it counts as broken.
+#: Seconds within which a phone hears of a lost worker and the mode is facts_only without any; and by what factor a
+#: busy machine may exceed them before the campaign fails.
 HEARD_S, DOWN_S, GRACE = 2.0, 15.0, 2.0
 #: No wait of a run is longer.
 WAIT_S = 60.0
