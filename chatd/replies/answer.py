@@ -12,6 +12,8 @@ from datetime import datetime, timedelta
 from typing import Final
 from typing import Protocol as Shape
 
+import msgspec
+
 from chatd.actions.catalogue import rank
 from chatd.actions.rules import PROPOSAL_TTL, Proposal, needs_patient, propose, proposed_action
 from chatd.replies.facts import FactsResult
@@ -20,6 +22,7 @@ from chatd.replies.wording import say
 from context.layers import Layers
 from protocols.frames import (
     AiResponse,
+    Check,
     Citation,
     Content,
     Fact,
@@ -333,43 +336,76 @@ def failed(asked: Asked, *, response_id: str, text: str, now: datetime, status: 
     )
 
 
-def _content(facts: FactsResult, layers: Layers, notice: str, proposed: Sequence[Proposal]) -> Content:
-    language = facts.lang
-    citations = Citations()
-    findings = findings_of(facts, citations)
-    recommendations = recommendations_of(facts, citations)
-    interpretation = facts.trends
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """The lines of one answer as they are shown, citation marks and all; titles are keys of ``wording``.
+
+    ``citations``: what the marks point at, in the order of their numbers.
+    """
+
+    headline: str
+    findings: Sequence[str]
+    interpretation: Sequence[str]
+    recommendations: Sequence[str]
+    missing: Sequence[str]
+    checks: Sequence[Check]
+    citations: Sequence[Citation]
+    findings_title: str = "answer.findings"
+    interpretation_title: str = "answer.interpretation"
+    recommendations_title: str = "answer.protocols"
+
+
+def content_of(parts: Parts, facts: FactsResult, *, proposed: Sequence[Proposal], notice: str) -> Content:
+    """The same answer twice, as a text and as data; whoever wrote the parts, no line stands in one of them alone.
+
+    Whom it is about, red flags, scores and the protocols' notices are the facts' in every answer.
+    """
+    lang = facts.lang
     actions = tuple(proposed_action(proposal) for proposal in proposed)
     labels = tuple(action.label for action in actions)
-    headline = headline_of(facts, layers.patient.name if layers.patient else "")
-    escalations = tuple(say("answer.red_flag", language, text=flag.text) for flag in facts.red_flags)
+    escalations = (say("answer.red_flag", lang, text=flag.text) for flag in facts.red_flags)
     notices = dict.fromkeys(f"{quote.title}: {quote.notice}" for quote in facts.protocols if quote.notice)
     text = [
-        headline,
+        parts.headline,
         facts.who,
-        *section(say("answer.red_flags", language), escalations),
-        *section(say("answer.checks", language), (check.text for check in facts.checks)),
-        *section(say("answer.findings", language), findings),
-        *section(say("answer.scores", language), (score_line(score) for score in facts.scores)),
-        *section(say("answer.interpretation", language), interpretation),
-        *section(say("answer.protocols", language), recommendations),
+        *section(say("answer.red_flags", lang), escalations),
+        *section(say("answer.checks", lang), (check.text for check in parts.checks)),
+        *section(say(parts.findings_title, lang), parts.findings),
+        *section(say("answer.scores", lang), (score_line(score) for score in facts.scores)),
+        *section(say(parts.interpretation_title, lang), parts.interpretation),
+        *section(say(parts.recommendations_title, lang), parts.recommendations),
         *(f"  {line}" for line in notices),
-        *section(say("answer.missing", language), facts.missing),
-        *section(say("answer.actions", language), labels),
+        *section(say("answer.missing", lang), parts.missing),
+        *section(say("answer.actions", lang), labels),
         "",
         notice,
     ]
     data = StructuredData(
-        findings=findings,
-        recommendations=recommendations,
+        findings=tuple(parts.findings),
+        recommendations=tuple(parts.recommendations),
         quick_actions=labels,
-        headline=headline,
-        interpretation=interpretation,
-        missing=facts.missing,
+        headline=parts.headline,
+        interpretation=tuple(parts.interpretation),
+        missing=tuple(parts.missing),
         scores=facts.scores,
         red_flags=facts.red_flags,
-        checks=facts.checks,
-        citations=tuple(citations.rows),
+        checks=tuple(parts.checks),
+        citations=tuple(parts.citations),
         actions=actions,
     )
     return Content(text="\n".join(text), structured_data=data)
+
+
+def _content(facts: FactsResult, layers: Layers, notice: str, proposed: Sequence[Proposal]) -> Content:
+    citations = Citations()
+    findings = findings_of(facts, citations)
+    recommendations = recommendations_of(facts, citations)
+    parts = Parts(
+        headline=headline_of(facts, layers.patient.name if layers.patient else ""),
+        findings=findings,
+        interpretation=facts.trends,
+        recommendations=recommendations,
+        missing=facts.missing,
+        checks=facts.checks,
+        citations=citations.rows,
+    )
+    return content_of(parts, facts, proposed=proposed, notice=notice)

@@ -15,20 +15,20 @@ from typing import Protocol as Shape
 
 import msgspec
 
-from chatd.actions.rules import Proposal, proposed_action
+from chatd.actions.rules import Proposal
 from chatd.inference.jobs import FinishReason, ModelCard
 from chatd.replies.answer import (
     MAX_HEADLINE,
     Asked,
     Citations,
+    Parts,
+    content_of,
     findings_of,
     headline_of,
     marks,
     recommendations_of,
     respond,
     response_type,
-    score_line,
-    section,
 )
 from chatd.replies.facts import FactsResult
 from chatd.replies.grounds import number_lock
@@ -48,7 +48,6 @@ from protocols.frames import (
     ModelInfo,
     ProtocolQuote,
     Status,
-    StructuredData,
     Timing,
 )
 
@@ -679,7 +678,6 @@ def _content(
     proposed: Sequence[Proposal],
     notice: str,
 ) -> Content:
-    lang = facts.lang
     citations = Citations(reviewed.citations)
     findings, findings_title = reviewed.findings, "model.findings"
     if not findings:
@@ -696,37 +694,16 @@ def _content(
         headline = headline_of(facts, name)
     elif name and len(name) + 2 + len(headline) <= MAX_HEADLINE and not fold(headline).startswith(fold(name)):
         headline = f"{name}: {headline}"
-    missing = tuple(dict.fromkeys([*facts.missing, *reviewed.missing]))
-    actions = tuple(proposed_action(proposal) for proposal in proposed)
-    labels = tuple(action.label for action in actions)
-    escalations = tuple(say("answer.red_flag", lang, text=flag.text) for flag in facts.red_flags)
-    notices = dict.fromkeys(f"{quote.title}: {quote.notice}" for quote in facts.protocols if quote.notice)
-    text = [
-        headline,
-        facts.who,
-        *section(say("answer.red_flags", lang), escalations),
-        *section(say("answer.checks", lang), (check.text for check in checks)),
-        *section(say(findings_title, lang), findings),
-        *section(say("answer.scores", lang), (score_line(score) for score in facts.scores)),
-        *section(say(interpretation_title, lang), interpretation),
-        *section(say(recommendations_title, lang), recommendations),
-        *(f"  {line}" for line in notices),
-        *section(say("answer.missing", lang), missing),
-        *section(say("answer.actions", lang), labels),
-        "",
-        notice,
-    ]
-    data = StructuredData(
-        findings=findings,
-        recommendations=recommendations,
-        quick_actions=labels,
+    parts = Parts(
         headline=headline,
+        findings=findings,
+        findings_title=findings_title,
         interpretation=interpretation,
-        missing=missing,
-        scores=facts.scores,
-        red_flags=facts.red_flags,
+        interpretation_title=interpretation_title,
+        recommendations=recommendations,
+        recommendations_title=recommendations_title,
+        missing=tuple(dict.fromkeys([*facts.missing, *reviewed.missing])),
         checks=checks,
-        citations=tuple(citations.rows),
-        actions=actions,
+        citations=citations.rows,
     )
-    return Content(text="\n".join(text), structured_data=data)
+    return content_of(parts, facts, proposed=proposed, notice=notice)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from chatd.actions.catalogue import catalogue_of
 from chatd.inference.jobs import ModelCard
 from chatd.inference.sections import Sections, parse
-from chatd.replies.answer import MAX_HEADLINE, proposals
+from chatd.replies.answer import MAX_HEADLINE, Parts, content_of, proposals, respond
 from chatd.replies.facts import FactsResult, build
 from chatd.replies.review import Reviewed, clean, compose_answer, review
 from context.budget import estimate_tokens
@@ -24,7 +24,7 @@ from context.layers import Allergy, Layers, Medication, Observation, PatientLaye
 from context.library.library import Library
 from context.store import PatientCard
 from protocols.codec import decode_server, encode
-from protocols.frames import AiResponse, Timing
+from protocols.frames import AiResponse, Check, Citation, Content, Timing
 from tests.vignettes import NOW, layers_of
 
 LIBRARY = Library.load()
@@ -371,6 +371,41 @@ def test_answer_holds_the_facts_first_and_the_reviewed_lines() -> None:
     assert text.index("ESCALATE") < text.index("Potassium is 6.9") < text.rindex("Escalate now")
     assert "AI-made" in answer.notice
     assert text.endswith(answer.notice)
+
+
+def lines_in(content: Content) -> list[str]:
+    """Every line that the data of an answer holds."""
+    data = content.structured_data
+    checks = [check.text for check in data.checks]
+    scores = [score.text for score in data.scores if score.text]
+    lines = [*data.findings, *data.interpretation, *data.recommendations, *data.missing, *checks, *scores]
+    return [data.headline, *lines, *(action.label for action in data.actions)]
+
+
+def test_answer_text_and_data_of_the_same_parts_hold_the_same_lines() -> None:
+    """Whoever wrote the parts, each line stands under its own title in the text and in its own field of the data."""
+    parts = Parts(
+        headline="The headline",
+        findings=("A finding [1]",),
+        interpretation=("An interpretation",),
+        recommendations=("A recommendation",),
+        missing=("What is missing",),
+        checks=(Check(id="x.y", level="info", text="A check"),),
+        citations=(Citation(n=1, kind="chart", ref="Observation/k", title="Potassium"),),
+        findings_title="model.findings",
+    )
+    proposed = proposals(CASE.facts, CASE.layers, response_id="resp_1", now=NOW)
+    content = content_of(parts, CASE.facts, proposed=proposed, notice="The notice.")
+    shown = content.text.splitlines()
+    assert (shown[0], shown[1], shown[-1]) == ("The headline", CASE.facts.who, "The notice.")
+    assert [line for line in lines_in(content)[1:] if f"- {line}" not in shown] == []
+    assert content.structured_data.citations == parts.citations
+    assert content.structured_data.red_flags == CASE.facts.red_flags != ()
+    own = respond(CASE.facts, CASE.layers, Asked(), response_id="resp_1", now=NOW)
+    models = answer_of(reviewed_of(findings=("Potassium is 6.9 mmol/L [Observation/k]",), missing=("An old ECG",)))
+    for answer in (own, models):
+        missed = [line for line in lines_in(answer.content)[1:] if f"- {line}" not in answer.content.text.splitlines()]
+        assert missed == []
 
 
 def test_answer_without_a_passing_headline_has_the_facts_headline() -> None:
