@@ -15,8 +15,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from chatd.clock import Clock
 from chatd.inference.engine import (
     Capacity,
@@ -29,29 +27,18 @@ from chatd.inference.engine import (
     Progress,
 )
 from chatd.inference.mlx_core import MAX_FAILED_STEPS, Core, Row, Told, segments_error
+from chatd.inference.texts import Text
 
 #: How long the thread has to end once it was told to; a step of a large model takes a tenth of it.
 _JOIN_S: Final = 5.0
 
 
-class _Text:
-    """One text on the loop's side. ``unread`` is what the consumer has not taken yet; it is bounded by the text."""
+class _Text(Text):
+    """One text on the loop's side. ``is_warming``: it takes no slot, and only its end counts."""
 
     def __init__(self, *, is_warming: bool) -> None:
+        super().__init__()
         self.is_warming = is_warming
-        self.written: list[str] = []
-        self.unread: list[str] = []
-        self.finished: Finished | None = None
-        self.changed = asyncio.Event()
-
-    def add(self, text: str) -> None:
-        self.written.append(text)
-        self.unread.append(text)
-        self.changed.set()
-
-    def end(self, finished: Finished) -> None:
-        self.finished = msgspec.structs.replace(finished, text="".join(self.written))
-        self.changed.set()
 
 
 class MlxEngine:
@@ -132,16 +119,8 @@ class MlxEngine:
     async def generate(self, generation: Generation) -> AsyncGenerator[Delta | Finished, None]:
         text = self._admit(generation)
         try:
-            while True:
-                await text.changed.wait()
-                text.changed.clear()
-                if text.unread:
-                    piece = "".join(text.unread)
-                    text.unread.clear()
-                    yield Delta(text=piece)
-                if text.finished is not None and not text.unread:
-                    yield text.finished
-                    return
+            async for event in text:
+                yield event
         finally:
             if text.finished is None:
                 self.cancel(generation.id)
@@ -157,7 +136,8 @@ class MlxEngine:
             generation = Generation(id=next(self._warm_ids), segments=tuple(segments), max_tokens=1, salt=salt)
             text = self._submit(generation, is_warming=True)
             try:
-                await text.changed.wait()
+                async for _ in text:
+                    pass
             finally:
                 if text.finished is None:
                     self.cancel(generation.id)
@@ -219,8 +199,7 @@ class MlxEngine:
             text = self._texts.get(text_id)
             if text is None:
                 continue  # ended here already, by a stop that did not wait for the thread any longer
-            if piece:
-                text.add(piece)
+            text.add(piece)
             if finished is not None:
                 self._end(text_id, finished)
         if is_broken:

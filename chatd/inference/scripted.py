@@ -22,6 +22,7 @@ import msgspec
 from chatd.clock import Clock, SystemClock
 from chatd.inference.engine import Capacity, Delta, EngineError, EngineFull, EngineInfo, Finished, Generation, Progress
 from chatd.inference.jobs import FinishReason, ModelCard, Piece
+from chatd.inference.texts import Text
 
 #: Tokens of a prompt that one step takes in.
 PREFILL_STEP_TOKENS: Final = 2048
@@ -151,11 +152,11 @@ def prompt_text(generation: Generation) -> str:
     return bytes(token for segment in generation.segments for token in segment if token < _BOS).decode(errors="replace")
 
 
-class _Row:
-    """One running text. Pieces wait in ``ready`` until the consumer takes them, so a slow one costs no more memory
-    than the text has."""
+class _Row(Text):
+    """One running text."""
 
     def __init__(self, generation: Generation, text: str, hit_tokens: int, now_ms: int) -> None:
+        super().__init__()
         self.generation = generation
         self.tokens: Iterator[str] = islice(
             (found.group() for found in _TOKEN.finditer(text)), generation.max_tokens + 1
@@ -166,11 +167,7 @@ class _Row:
         self.begun_ms = now_ms
         self.first_ms: int | None = None
         self.made = 0
-        self.written: list[str] = []
-        self.ready: list[str] = []
-        self.finished: Finished | None = None
         self.is_cancelled = False
-        self.changed = asyncio.Event()
 
 
 class ScriptedEngine:
@@ -238,16 +235,8 @@ class ScriptedEngine:
     async def generate(self, generation: Generation) -> AsyncGenerator[Delta | Finished, None]:
         row = self._admit(generation)
         try:
-            while True:
-                await row.changed.wait()
-                row.changed.clear()
-                if row.ready:
-                    text = "".join(row.ready)
-                    row.ready.clear()
-                    yield Delta(text=text)
-                if row.finished is not None and not row.ready:
-                    yield row.finished
-                    return
+            async for event in row:
+                yield event
         finally:
             if row.finished is None:
                 self._finish(row, "cancelled")
@@ -347,15 +336,13 @@ class ScriptedEngine:
         else:
             row.made += 1
             row.first_ms = now_ms if row.first_ms is None else row.first_ms
-            row.written.append(token)
-            row.ready.append(token)
-            row.changed.set()
+            row.add(token)
 
     def _finish(self, row: _Row, reason: FinishReason, error: str = "") -> None:
         now_ms = self._clock.monotonic_ms()
-        row.finished = Finished(
+        finished = Finished(
             reason=reason,
-            text="".join(row.written),
+            text="",
             tokens_in=row.prompt_tokens,
             tokens_out=row.made,
             prefix_hit_tokens=row.hit_tokens,
@@ -363,7 +350,7 @@ class ScriptedEngine:
             generation_ms=now_ms - row.begun_ms,
             error=error,
         )
-        row.changed.set()
+        row.end(finished)
         del self._rows[row.generation.id]
         if not self._rows:
             self._idle.set()

@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from chatd.clock import Clock, SystemClock
 from chatd.inference.engine import Capacity, Delta, EngineError, EngineFull, EngineInfo, Finished, Generation, Progress
 from chatd.inference.jobs import FinishReason, ModelCard
+from chatd.inference.texts import Text
 
 #: No longer than this without a byte once a request is sent; a server that is busy with others' prompts needs some.
 SILENCE_S: Final = 30.0
@@ -147,20 +148,17 @@ class _Failure(Exception):
         self.may_retry = may_retry
 
 
-class _Run:
-    """One request under way.
+class _Run(Text):
+    """One request under way; the bound of the response bounds its text.
 
-    ``pending``: text that the consumer has not taken yet, joined when it does; the bound of the response bounds it.
     ``ending``: why this side ended it. ``reason``: why the server did.
     """
 
-    def __init__(self, generation: Generation, text: TextStream, now_ms: int) -> None:
+    def __init__(self, generation: Generation, stream: TextStream, now_ms: int) -> None:
+        super().__init__()
         self.generation = generation
         self.begun_ms = now_ms
-        self.stream = text
-        self.pending: list[str] = []
-        self.written: list[str] = []
-        self.changed = asyncio.Event()
+        self.stream = stream
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.has_bytes = False
@@ -173,7 +171,6 @@ class _Run:
         self.reason: FinishReason | None = None
         self.ending: FinishReason | None = None
         self.error = ""
-        self.finished: Finished | None = None
 
     def close(self, ending: FinishReason) -> None:
         """Let it end at once. The first reason stays."""
@@ -182,18 +179,12 @@ class _Run:
             if self.task is not None:
                 self.task.cancel()
 
-    def say(self, text: str) -> None:
-        if text:
-            self.written.append(text)
-            self.pending.append(text)
-            self.changed.set()
-
     def finish(self, now_ms: int) -> None:
         """The one place where ``finished`` is set; what the server said of the end counts before what we wanted."""
         reason = self.reason or self.ending or "error"
-        self.finished = Finished(
+        finished = Finished(
             reason=reason,
-            text="".join(self.written),
+            text="",
             tokens_in=self.tokens_in,
             tokens_out=self.tokens_out,
             prefix_hit_tokens=self.hit_tokens,
@@ -202,7 +193,7 @@ class _Run:
             choice_logprobs=tuple(self.logprobs),
             error=(self.error or "cut") if reason == "error" else "",
         )
-        self.changed.set()
+        self.end(finished)
 
 
 class VllmEngine:
@@ -321,16 +312,8 @@ class VllmEngine:
     async def generate(self, generation: Generation) -> AsyncGenerator[Delta | Finished, None]:
         run = self._admit(generation)
         try:
-            while True:
-                await run.changed.wait()
-                run.changed.clear()
-                if run.pending:
-                    text = "".join(run.pending)
-                    run.pending.clear()
-                    yield Delta(text=text)
-                if run.finished is not None and not run.pending:
-                    yield run.finished
-                    return
+            async for event in run:
+                yield event
         finally:
             run.close("cancelled")
 
@@ -508,10 +491,10 @@ class VllmEngine:
             run.tokens_out += len(choice.token_ids)
             for token_id in choice.token_ids:
                 if token_id not in self._hidden:
-                    run.say(run.stream.push(token_id))
+                    run.add(run.stream.push(token_id))
         elif not run.has_ids and choice.token_ids is None and choice.text:
             run.tokens_out += 1
-            run.say(choice.text)
+            run.add(choice.text)
         if run.first_ms is None and run.tokens_out:
             run.first_ms = now_ms
         if choice.logprobs is not None:
@@ -522,7 +505,7 @@ class VllmEngine:
         if choice.finish_reason is not None:
             run.reason = _REASONS.get(choice.finish_reason, "error")
             if run.reason == "stop":
-                run.say(run.stream.end())  # at a cut, half a character is left out
+                run.add(run.stream.end())  # at a cut, half a character is left out
             if run.reason == "error":
                 run.error = "ended by the server"
 
