@@ -136,6 +136,30 @@ local function end_job(job, reason, code, sealed)
   keep_for(job.id, LIMITS.keep_ms)
 end
 
+-- Take a running job back from its worker. It waits again at the turn it had, so before all who came later, its
+-- doctor's others among them; or it ends, where nobody wants it, its time is over or its attempts are spent. The end
+-- of the last is `sealed` if that is given. Returns whether it waits.
+local function give_back(job, sealed)
+  if job.stop then
+    end_job(job, 'cancelled', '')
+  elseif job.deadline <= NOW then
+    end_job(job, 'deadline', '')
+  elseif job.attempt >= LIMITS.max_attempts then
+    end_job(job, 'error', 'model_unavailable', sealed)
+    redis.call('LPUSH', DEAD, job.id)
+    redis.call('LTRIM', DEAD, 0, LIMITS.max_dead - 1)
+    redis.call('PEXPIRE', DEAD, LIMITS.state_ms)
+  else
+    redis.call('HSET', job_key(job.id), 'state', 'waiting', 'worker', '')
+    redis.call('ZREM', RUNNING, job.id)
+    redis.call('ZREM', LEASES, job.id)
+    stand(job, job.turn)
+    add_event(job, 'restart')
+    return true
+  end
+  return false
+end
+
 -- End the waiting jobs whose deadline has passed; returns their ids.
 local function end_late()
   local ended = {}

@@ -1,10 +1,12 @@
 -- Write what a worker has made, where it still holds the job.
 -- A batch is written once, also when it comes again because its reply got lost; one that comes after a later one of
 -- its sender is too late.
--- ARGV: limits, 0, worker, sender, number of the sender's batch, then for each event: job_id, fence, 'text' or
---       'ended', sealed content, reason of the end, service time in ms to learn from or ''.
+-- A job that failed on its engine is given back here too, behind the text that came before; one whose deadline has
+-- passed is put back all the same, and whoever comes next ends it.
+-- ARGV: limits, 0, worker, sender, number of the sender's batch, then for each event: job_id, fence, 'text', 'failed'
+--       or 'ended', sealed content, reason of the end, service time in ms to learn from or ''.
 -- Returns: the ids that were refused.
-local worker, told, refused, seen = ARGV[3], {}, {}, {}
+local worker, told, refused, seen, again = ARGV[3], {}, {}, {}, {}
 local sent_key, batch = BASE .. 'sent:' .. ARGV[4], tonumber(ARGV[5])
 local sent = redis.call('GET', sent_key)
 if sent then
@@ -29,7 +31,11 @@ for i = 6, #ARGV, 6 do
     refused[#refused + 1] = id
   else
     local job = {id = id, attempt = held[4], doctor = held[5]}
-    if kind == 'ended' then
+    if kind == 'failed' then
+      if give_back(load_job(id), ARGV[i + 3]) then
+        again[#again + 1] = id
+      end
+    elseif kind == 'ended' then
       end_job(job, ARGV[i + 4], '', ARGV[i + 3])
       if service then
         local known = service_ms()
@@ -49,5 +55,6 @@ for i = 6, #ARGV, 6 do
   end
 end
 redis.call('SET', sent_key, batch .. ' ' .. table.concat(refused, ' '), 'PX', LIMITS.keep_ms)
+ring('work', again)
 ring('results', told)
 return refused

@@ -37,7 +37,7 @@ BELL: Final = f"{PREFIX}bell"
 STALE_LEASES: Final = 3
 #: Events of one job. A text of 700 tokens has at most 700; a job that writes more is ended as too long.
 MAX_RESULTS: Final = 4_096
-#: Ids of jobs that ended without an answer because their attempts were spent, for a person to look at.
+#: Jobs that ended without an answer because their attempts were spent, for a person to look at.
 MAX_DEAD: Final = 100
 #: Weight of the newest text in the mean service time: about the last eight count.
 SERVICE_WEIGHT: Final = 0.125
@@ -71,11 +71,15 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Emission(msgspec.Struct, frozen=True, kw_only=True):
-    """Something a worker has made: text that goes on where the last one ended, or the ``outcome`` of ``ended``."""
+    """Something a worker has made: text that goes on where the last one ended, or the ``outcome`` of ``ended``.
+
+    ``failed``: its engine failed on it. The job waits again in front of its lane, its reader told by ``restart``; after
+    the last attempt it ends with ``outcome``.
+    """
 
     job_id: str
     fence: int
-    kind: Literal["text", "ended"]
+    kind: Literal["text", "failed", "ended"]
     text: str = ""
     outcome: Outcome | None = None
 
@@ -337,7 +341,7 @@ class JobQueue:
         """Write events in order; returns the ids whose events were refused because the job is not this worker's.
 
         A batch is written once, however often it is sent: after QueueUnavailable call again with the same events, new
-        ones behind them. ``ended`` needs its outcome, and a second one is refused.
+        ones behind them. ``failed`` and ``ended`` need their outcome, and what follows them is refused.
         """
         refused: frozenset[str] = frozenset()
         async with self._emitting:
@@ -354,7 +358,7 @@ class JobQueue:
         args: list[Any] = [worker_id, self._sender, self._batch]
         for event in events:
             reason, service, content = "", "", event.text.encode()
-            if event.kind == "ended":
+            if event.kind != "text":
                 outcome = event.outcome
                 if outcome is None:
                     raise ValueError("an end needs its outcome")
@@ -362,7 +366,8 @@ class JobQueue:
                 # Texts that were broken off say nothing about how long one takes.
                 if reason in ("stop", "length") and outcome.generation_ms is not None:
                     service = str(max(1, outcome.generation_ms))
-            sealed = self._seal(event.job_id, event.kind, content)
+            # What failed is written as an end, or not at all.
+            sealed = self._seal(event.job_id, "text" if event.kind == "text" else "ended", content)
             args += [event.job_id, event.fence, event.kind, sealed, reason, service]
         self._unsure = tuple(events)
         refused = await self._run("emit", 0, *args)

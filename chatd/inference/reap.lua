@@ -2,23 +2,8 @@
 -- ARGV: limits, now_ms, a worker known to be dead or ''.
 -- Returns: how many jobs were touched.
 local dead, lost, told, touched = ARGV[3], {}, {}, 0
-local function give_back(job)
-  if job.stop then
-    end_job(job, 'cancelled', '')
-  elseif job.deadline <= NOW then
-    end_job(job, 'deadline', '')
-  elseif job.attempt >= LIMITS.max_attempts then
-    end_job(job, 'error', 'model_unavailable')
-    redis.call('LPUSH', DEAD, job.id)
-    redis.call('LTRIM', DEAD, 0, LIMITS.max_dead - 1)
-    redis.call('PEXPIRE', DEAD, LIMITS.state_ms)
-  else
-    -- At the turn it had, so before all who came later, its doctor's others among them.
-    redis.call('HSET', job_key(job.id), 'state', 'waiting', 'worker', '')
-    redis.call('ZREM', RUNNING, job.id)
-    redis.call('ZREM', LEASES, job.id)
-    stand(job, job.turn)
-    add_event(job, 'restart')
+local function take_from_worker(job)
+  if give_back(job) then
     lost[#lost + 1] = job.id
   end
   told[#told + 1] = job.id
@@ -32,11 +17,11 @@ for i = 1, #leases, 2 do
     redis.call('ZREM', RUNNING, id)
   elseif dead ~= '' then
     if job.worker == dead then
-      give_back(job)
+      take_from_worker(job)
     end
   elseif until_ms <= NOW or job.deadline + LIMITS.stale_ms <= NOW then
     -- The second: its worker has been told to stop for long and beats on.
-    give_back(job)
+    take_from_worker(job)
   end
 end
 if dead ~= '' then

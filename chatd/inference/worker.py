@@ -45,6 +45,8 @@ _WARM_S: Final = 60.0
 _SHARED_PIECES: Final = ("hospital", "department")
 _CANARY: Final = (Piece(name="canary", text="Reply with one word.\n\n"),)
 _GRAMMARS: Final = 64
+#: The error of an outcome after which the job may be tried again.
+_ENGINE_FAILED: Final = ErrorCode.MODEL_UNAVAILABLE.value
 
 
 class PromptTokens(Protocol):
@@ -390,8 +392,7 @@ class Worker:
     # --- writing one ---
 
     async def _write(self, held: _Held) -> None:
-        """From the claim to the outcome; every way out ends or gives up the job."""
-        outcome: Outcome | None
+        """From the claim to the outcome; every way out has one."""
         try:
             outcome = await self._outcome(held)
         except PromptRefused as error:
@@ -404,16 +405,13 @@ class Worker:
             outcome = self._failed(held, ErrorCode.INTERNAL)
         if self._by_key.get(held.key) is not held:
             return
-        if outcome is None:
-            self._give_up(held)
-            return
         self._outflow.end(held.key, outcome, self._clock.monotonic_ms())
         self._to_send.set()
         self._room.set()
         if outcome.reason in {"stop", "length"}:
             self._remember(held.claimed.job)
 
-    async def _outcome(self, held: _Held) -> Outcome | None:
+    async def _outcome(self, held: _Held) -> Outcome:
         claimed = held.claimed
         job = claimed.job
         segments = await self._segments(job.pieces)
@@ -459,8 +457,7 @@ class Worker:
             self._outflow.add(held.key, delta.text, now_ms)
             self._to_send.set()
 
-    def _ended(self, held: _Held, finished: Finished) -> Outcome | None:
-        """None: the engine has failed and another attempt may be made."""
+    def _ended(self, held: _Held, finished: Finished) -> Outcome:
         claimed = held.claimed
         reason: FinishReason = finished.reason
         now_ms = self._clock.monotonic_ms()
@@ -483,11 +480,9 @@ class Worker:
         if reason == "error":
             self._is_well = False
             self._ask_canary.set()
-            if claimed.attempt < self._settings.job_attempts:
-                return None
         return Outcome(
             reason=reason,
-            error=ErrorCode.MODEL_UNAVAILABLE.value if reason == "error" else "",
+            error=_ENGINE_FAILED if reason == "error" else "",
             tokens_in=finished.tokens_in,
             tokens_out=finished.tokens_out,
             prefix_hit_tokens=finished.prefix_hit_tokens,
@@ -534,11 +529,6 @@ class Worker:
         self._forget(held)
         log.info("job_dropped", worker=self.worker_id, job=held.claimed.job_id, fence=held.claimed.fence)
 
-    def _give_up(self, held: _Held) -> None:
-        """Let its lease run out, so that it is begun again."""
-        self._forget(held)
-        log.warning("job_given_up", worker=self.worker_id, job=held.claimed.job_id, fence=held.claimed.fence)
-
     def _forget(self, held: _Held) -> None:
         self._outflow.drop(held.key)
         self._by_key.pop(held.key, None)
@@ -575,7 +565,9 @@ class Worker:
             if text:
                 emissions.append(Emission(job_id=job_id, fence=fence, kind="text", text=text))
             if outcome is not None:
-                emissions.append(Emission(job_id=job_id, fence=fence, kind="ended", outcome=outcome))
+                # Another engine may write what this one could not; what this worker itself refuses stays refused.
+                kind: Literal["failed", "ended"] = "failed" if outcome.error == _ENGINE_FAILED else "ended"
+                emissions.append(Emission(job_id=job_id, fence=fence, kind=kind, outcome=outcome))
         failures = 0
         while any(self._by_key.get(held.key) is held for held, _ in sent):
             try:

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from chatd import tasks
-from chatd.inference.jobs import Outcome
+from chatd.inference.jobs import Claimed, Outcome
 from chatd.inference.lanes import LaneName, QueueLimits
 from chatd.inference.queue import MAX_DEAD, MAX_RESULTS, Emission, JobQueue, QueueUnavailable, Ring, rings
 from context.seal import KeyRing, Sealer
@@ -143,6 +143,60 @@ async def test_spent_attempts_end_the_job(queue: JobQueue, redis: Redis) -> None
     assert await claim(queue) == []
     assert await kinds(queue, "r1") == ["begun", "restart", "begun", "ended error model_unavailable"]
     assert await redis.lrange("chatd:{queue}:dead", 0, -1) == [b"r1"]
+
+
+def failed(held: Claimed) -> Emission:
+    """The engine failed on a claimed job."""
+    outcome = Outcome(reason="error", error="model_unavailable", tokens_in=7)
+    return Emission(job_id=held.job_id, fence=held.fence, kind="failed", outcome=outcome)
+
+
+async def test_failed_job_is_begun_again_at_once_before_those_who_came_later(queue: JobQueue) -> None:
+    """No lease is waited for: it is at the front of its lane, what was written is void, and the attempt counts."""
+    await put(queue, "r1")
+    await put(queue, "r2")
+    (held,) = await claim(queue)
+    assert await queue.emit("w1", [text(held, "half a"), failed(held), text(held, "word")]) == {"r1"}
+    (again,) = await claim(queue, worker_id="w2")
+    assert (again.job_id, again.attempt) == ("r1", 2)
+    assert again.fence > held.fence
+    assert await queue.emit("w1", [failed(held)]) == {"r1"}
+    assert await kinds(queue, "r1") == ["begun", "text", "restart", "begun"]
+
+
+async def test_failed_job_ends_with_its_outcome_after_the_last_attempt(queue: JobQueue, redis: Redis) -> None:
+    """Two attempts and no third; the last engine's own words about it are the end."""
+    await put(queue, "r1")
+    for _ in range(2):
+        (held,) = await claim(queue)
+        assert await queue.emit("w1", [failed(held)]) == frozenset()
+    assert await claim(queue) == []
+    last = (await events(queue, "r1"))[-1]
+    assert (last.outcome, last.attempt) == (failed(held).outcome, 2)
+    assert await redis.llen("chatd:{queue}:dead") == 1
+    assert await redis.zcard("chatd:{queue}:leases") == 0
+
+
+async def test_failed_job_that_nobody_wants_ends_cancelled(queue: JobQueue) -> None:
+    """It is not begun again for nobody."""
+    await put(queue, "r1")
+    (held,) = await claim(queue)
+    await queue.cancel("r1", follower="r1", now_ms=NOW)
+    await queue.emit("w1", [failed(held)])
+    assert await kinds(queue, "r1") == ["begun", "ended cancelled"]
+
+
+async def test_failed_job_rings_for_who_can_begin_it(queue: JobQueue, redis: Redis) -> None:
+    """Other workers hear that it waits, as they do of a new one."""
+    await put(queue, "r1")
+    (held,) = await claim(queue)
+    bell = rings(redis)
+    async with asyncio.timeout(20):
+        assert (await anext(bell)).kind == "lost"
+        await queue.emit("w1", [failed(held)])
+        heard = [await anext(bell) for _ in range(2)]
+    await bell.aclose()
+    assert heard == [Ring(kind="work", job_ids=("r1",)), Ring(kind="results", job_ids=("r1",))]
 
 
 async def test_cancel_while_waiting_ends_at_once(queue: JobQueue) -> None:

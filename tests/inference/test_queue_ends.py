@@ -86,10 +86,10 @@ class Ends(RuleBasedStateMachine):
             if expected.state == "waiting" and expected.deadline_ms <= self.now_ms:
                 self.finish(expected, "deadline ")
 
-    def lose(self, expected: Expected) -> None:
+    def lose(self, expected: Expected, now_ms: int | None = None) -> None:
         if expected.stop:
             self.finish(expected, "cancelled ")
-        elif expected.deadline_ms <= self.now_ms:
+        elif expected.deadline_ms <= (self.now_ms if now_ms is None else now_ms):
             self.finish(expected, "deadline ")
         elif expected.attempt == LIMITS.max_attempts:
             self.finish(expected, "error model_unavailable")
@@ -166,6 +166,19 @@ class Ends(RuleBasedStateMachine):
             expected.events.append("textx")
             if is_end:
                 self.finish(expected, f"{reason} ")
+
+    @precondition(lambda self: self.given)
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        name, held = data.draw(st.sampled_from(self.given))
+        expected = self.jobs[held.job_id]
+        is_holder = expected.holder is held
+        outcome = Outcome(reason="error", error="model_unavailable")
+        failed = Emission(job_id=held.job_id, fence=held.fence, kind="failed", outcome=outcome)
+        assert self.do(self.queue.emit(name, [failed])) == (frozenset() if is_holder else {held.job_id})
+        if is_holder:
+            # Its deadline is looked at when it is to be begun again.
+            self.lose(expected, now_ms=0)
 
     @rule(name=st.sampled_from(WORKERS), moves=st.booleans())
     def beat(self, name: str, moves: bool) -> None:

@@ -253,6 +253,20 @@ async def test_failed_engine_means_a_second_attempt_whose_text_stands_alone(ward
     assert engine.progress().steps > 9
 
 
+async def test_failed_text_is_begun_again_without_waiting_for_its_lease(redis: Redis) -> None:
+    """With leases of ten minutes the second attempt still comes: the worker itself gives the job back."""
+    ward = Ward(redis, QueueLimits(lease_ms=600_000))
+    try:
+        faults = (Fault(step=9, kind="fail"),)
+        ward.worker(ScriptedEngine(Script(write=write_sections, faults=faults), slots=4, reserved=1), job_lease_s=600.0)
+        await ward.ask(job("a"))
+        _, outcome, events = await ward.answer("a")
+        assert (outcome.reason, events[-1].attempt) == ("stop", 2)
+        assert [event.kind for event in events if event.kind != "text"] == ["begun", "restart", "begun", "ended"]
+    finally:
+        await ward.close()
+
+
 async def test_engine_that_fails_twice_ends_the_job_as_model_unavailable(ward: Ward) -> None:
     """At most as many attempts as the setting says, then an end that the gateway can tell."""
     faults = tuple(Fault(step=step, kind="fail") for step in (5, 12))
