@@ -11,6 +11,10 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import httpx
+
+from chatd.inference.vllm import read_metrics
+
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 LOGS = ROOT / "out" / "vllm"
@@ -96,6 +100,14 @@ def serving(model: Path, name: str, *, uds: Path | None = None) -> Iterator[str]
             yield url
         finally:
             _end(process)
+
+
+async def running_requests(url: str) -> float:
+    """Running requests as the server at the socket ``url`` counts them itself; it does so once a step."""
+    async with httpx.AsyncClient(
+        transport=httpx.AsyncHTTPTransport(uds=url.removeprefix("unix:")), base_url="http://localhost", timeout=30.0
+    ) as client:
+        return read_metrics((await client.get("/metrics")).content)["vllm:num_requests_running"]
 
 
 def _wait_healthy(process: subprocess.Popen[bytes], address: Address, log: Path) -> None:

@@ -41,6 +41,9 @@ async def rig(url: str, model_folder: Path) -> AsyncIterator[Rig]:
         grammar=grammar(ACTIONS),
         replies=15,
         reply_tokens=250,
+        # The server writes on while its frames wait for a core: 600 tokens were once all there before the first of
+        # them was seen here.
+        hold_tokens=4000,
     )
     await engine.stop(0)
 

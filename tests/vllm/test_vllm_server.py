@@ -7,15 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
-import httpx
 import pytest
 
 from chatd.inference.engine import Delta, EngineError, Finished, Generation
 from chatd.inference.jobs import Piece
 from chatd.inference.sections import grammar, parse
 from chatd.inference.tokens import Tokens
-from chatd.inference.vllm import VllmEngine, read_metrics
-from tests.vllm.server import MODEL, SLOTS
+from chatd.inference.vllm import VllmEngine
+from tests.vllm.server import MODEL, SLOTS, running_requests
 
 pytestmark = pytest.mark.vllm
 
@@ -50,14 +49,6 @@ async def _finish(engine: VllmEngine, generation: Generation) -> Finished:
     return ends[0]
 
 
-async def _running(url: str) -> float:
-    """Running requests as the server itself counts them; it does so once a step."""
-    async with httpx.AsyncClient(
-        transport=httpx.AsyncHTTPTransport(uds=url.removeprefix("unix:")), base_url="http://localhost", timeout=30.0
-    ) as client:
-        return read_metrics((await client.get("/metrics")).content)["vllm:num_requests_running"]
-
-
 async def test_cancelled_text_leaves_the_server_with_nothing_to_do(
     engine: VllmEngine, tokens: Tokens, url: str
 ) -> None:
@@ -66,14 +57,14 @@ async def test_cancelled_text_leaves_the_server_with_nothing_to_do(
     async with asyncio.timeout(PATIENCE_S):
         for text in texts:
             assert isinstance(await anext(text), Delta)
-        assert await _running(url) > 0
+        assert await running_requests(url) > 0
         for n in range(8):
             engine.cancel(f"c{n}")
         for text in texts:
             rest = [event async for event in text]
             assert isinstance(rest[-1], Finished)
             assert rest[-1].reason == "cancelled"
-        while await _running(url) > 0:  # noqa: ASYNC110 - a number on the server's page
+        while await running_requests(url) > 0:  # noqa: ASYNC110 - a number on the server's page
             await asyncio.sleep(0.02)
 
 
