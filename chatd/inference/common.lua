@@ -47,7 +47,7 @@ local function doctor_key(doctor) return BASE .. 'doctor:' .. doctor end
 -- A job's fields but its payload; nil when it is gone.
 local function load_job(id)
   local f = redis.call('HMGET', job_key(id), 'state', 'doctor', 'lane', 'turn', 'seq', 'since', 'deadline',
-    'attempt', 'fence', 'worker', 'stop', 'at', 'claimed', 'ended')
+    'attempt', 'fence', 'worker', 'stop', 'at', 'claimed', 'ended', 'spared')
   if not f[1] then
     return nil
   end
@@ -55,6 +55,7 @@ local function load_job(id)
     id = id, state = f[1], doctor = f[2], lane = LANE[f[3]], turn = tonumber(f[4]), seq = f[5], since = tonumber(f[6]),
     deadline = tonumber(f[7]), attempt = tonumber(f[8]), fence = f[9], worker = f[10], stop = f[11] == '1',
     at = tonumber(f[12]), claimed = tonumber(f[13]), ended = f[14],
+    spared = tonumber(f[15] or '0'),
   }
 end
 
@@ -138,19 +139,20 @@ end
 
 -- Take a running job back from its worker. It waits again at the turn it had, so before all who came later, its
 -- doctor's others among them; or it ends, where nobody wants it, its time is over or its attempts are spent. The end
--- of the last is `sealed` if that is given. Returns whether it waits.
-local function give_back(job, sealed)
+-- of the last is `sealed` if that is given. `is_spared`: this attempt counts as none, but keeps its number: text of two
+-- attempts never goes by the same one. Returns whether it waits.
+local function give_back(job, sealed, is_spared)
   if job.stop then
     end_job(job, 'cancelled', '')
   elseif job.deadline <= NOW then
     end_job(job, 'deadline', '')
-  elseif job.attempt >= LIMITS.max_attempts then
+  elseif not is_spared and job.attempt - job.spared >= LIMITS.max_attempts then
     end_job(job, 'error', 'model_unavailable', sealed)
     redis.call('LPUSH', DEAD, job.id)
     redis.call('LTRIM', DEAD, 0, LIMITS.max_dead - 1)
     redis.call('PEXPIRE', DEAD, LIMITS.state_ms)
   else
-    redis.call('HSET', job_key(job.id), 'state', 'waiting', 'worker', '')
+    redis.call('HSET', job_key(job.id), 'state', 'waiting', 'worker', '', 'spared', job.spared + (is_spared and 1 or 0))
     redis.call('ZREM', RUNNING, job.id)
     redis.call('ZREM', LEASES, job.id)
     stand(job, job.turn)

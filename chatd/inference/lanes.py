@@ -49,7 +49,7 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_per_doctor: int = 5
     #: A worker that has not shown progress for this long has lost its jobs.
     lease_ms: int = 5_000
-    #: How often a job is begun before it ends without an answer.
+    #: How often a job is begun before it ends without an answer; those of workers that went as planned do not count.
     max_attempts: int = 2
     #: How long a job and its results outlive their end: as long as a session waits for its phone.
     keep_ms: int = 1_800_000

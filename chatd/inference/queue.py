@@ -381,11 +381,16 @@ class JobQueue:
 
         Everybody calls it about once a second. Returns how many jobs were touched.
         """
-        return int(await self._run("reap", now_ms, ""))
+        return int(await self._run("reap", now_ms, "", 0))
 
-    async def release(self, worker_id: str, now_ms: int) -> int:
-        """Take all jobs from a worker that is known to be dead, and strike it off. Returns how many it had."""
-        return int(await self._run("reap", now_ms, worker_id))
+    async def release(self, worker_id: str, now_ms: int, *, is_planned: bool = False) -> int:
+        """Take all jobs from a worker that is known to be gone, and strike it off. Returns how many it had.
+
+        Args:
+            is_planned: it was told to go, and what it had begun is no attempt that failed. A job may be begun again
+                after that as often as its deadline allows.
+        """
+        return int(await self._run("reap", now_ms, worker_id, int(is_planned)))
 
     async def depth(self) -> dict[LaneName, int]:
         """How many wait in each lane."""

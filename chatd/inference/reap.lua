@@ -1,9 +1,9 @@
 -- Heal what went wrong without anybody there to see it: lost workers, passed deadlines, long waits.
--- ARGV: limits, now_ms, a worker known to be dead or ''.
+-- ARGV: limits, now_ms, a worker known to be gone or '', 1 if it went as planned.
 -- Returns: how many jobs were touched.
-local dead, lost, told, touched = ARGV[3], {}, {}, 0
+local gone, is_planned, lost, told, touched = ARGV[3], ARGV[4] == '1', {}, {}, 0
 local function take_from_worker(job)
-  if give_back(job) then
+  if give_back(job, nil, is_planned) then
     lost[#lost + 1] = job.id
   end
   told[#told + 1] = job.id
@@ -15,8 +15,8 @@ for i = 1, #leases, 2 do
   if not job or job.state ~= 'running' then
     redis.call('ZREM', LEASES, id)
     redis.call('ZREM', RUNNING, id)
-  elseif dead ~= '' then
-    if job.worker == dead then
+  elseif gone ~= '' then
+    if job.worker == gone then
       take_from_worker(job)
     end
   elseif until_ms <= NOW or job.deadline + LIMITS.stale_ms <= NOW then
@@ -24,8 +24,8 @@ for i = 1, #leases, 2 do
     take_from_worker(job)
   end
 end
-if dead ~= '' then
-  redis.call('HDEL', WORKERS, dead)
+if gone ~= '' then
+  redis.call('HDEL', WORKERS, gone)
 else
   for _, id in ipairs(end_late()) do
     told[#told + 1] = id

@@ -241,8 +241,9 @@ class Worker:
     async def run(self) -> None:
         """Load, make ready, claim and write until ``drain`` is over. Raises EngineError when the engine cannot start.
 
-        Cancelling it gives the jobs back as ``drain(0)`` does.
+        Cancelling it gives the jobs back as ``drain(0)`` does; neither counts as an attempt.
         """
+        is_planned = False
         over = asyncio.create_task(self._over.wait(), name="over")
         opening = asyncio.create_task(self._open(), name="open")
         loops = [asyncio.create_task(self._beats(), name="beats")]
@@ -256,13 +257,17 @@ class Worker:
             for task in loops:
                 if task.done():
                     task.result()  # a loop ends only by a bug: this process is better started again
+            is_planned = over.done()
+        except asyncio.CancelledError:
+            is_planned = True
+            raise
         finally:
             writing = [held.task for held in self._held.values() if held.task is not None]
             await tasks.end([over, opening, *loops, *self._tellings, *writing])
             await self._engine.stop(0)
             self._tokenizing.shutdown(wait=False, cancel_futures=True)
             with contextlib.suppress(QueueUnavailable):
-                await self._queue.release(self.worker_id, self._now_ms())
+                await self._queue.release(self.worker_id, self._now_ms(), is_planned=is_planned)
 
     async def _open(self) -> None:
         """Load the model and make ready what is shared; claims begin with the first token of the canary."""

@@ -199,6 +199,28 @@ async def test_failed_job_rings_for_who_can_begin_it(queue: JobQueue, redis: Red
     assert heard == [Ring(kind="work", job_ids=("r1",)), Ring(kind="results", job_ids=("r1",))]
 
 
+async def test_planned_release_is_no_attempt_but_has_a_number(queue: JobQueue) -> None:
+    """However many workers are restarted on purpose, two of the others must fail before a job is given up."""
+    await put(queue, "r1")
+    for attempt in range(1, 6):
+        (held,) = await claim(queue)
+        assert held.attempt == attempt
+        assert await queue.release("w1", NOW, is_planned=attempt not in (2, 5)) == 1
+    assert await claim(queue) == []
+    assert await kinds(queue, "r1") == [*(["begun", "restart"] * 4), "begun", "ended error model_unavailable"]
+
+
+async def test_planned_release_does_not_revive_what_is_over(queue: JobQueue) -> None:
+    """A job that nobody wants, and one that is late, end all the same."""
+    await put(queue, "r1")
+    await put(queue, "r2", lane="stat")
+    await claim(queue, 2)
+    await queue.cancel("r1", follower="r1", now_ms=NOW)
+    await queue.release("w1", NOW + 60_000, is_planned=True)
+    assert await kinds(queue, "r1") == ["begun", "ended cancelled"]
+    assert await kinds(queue, "r2") == ["begun", "ended deadline"]
+
+
 async def test_cancel_while_waiting_ends_at_once(queue: JobQueue) -> None:
     """A job taken back before its turn never reaches a worker."""
     await put(queue, "r1")

@@ -32,6 +32,7 @@ class Expected:
     followers: set[str]
     state: str = "waiting"
     attempt: int = 0
+    spared: int = 0
     stop: bool = False
     holder: Claimed | None = None
     worker: str = ""
@@ -86,15 +87,16 @@ class Ends(RuleBasedStateMachine):
             if expected.state == "waiting" and expected.deadline_ms <= self.now_ms:
                 self.finish(expected, "deadline ")
 
-    def lose(self, expected: Expected, now_ms: int | None = None) -> None:
+    def lose(self, expected: Expected, now_ms: int | None = None, is_planned: bool = False) -> None:
         if expected.stop:
             self.finish(expected, "cancelled ")
         elif expected.deadline_ms <= (self.now_ms if now_ms is None else now_ms):
             self.finish(expected, "deadline ")
-        elif expected.attempt == LIMITS.max_attempts:
+        elif not is_planned and expected.attempt - expected.spared == LIMITS.max_attempts:
             self.finish(expected, "error model_unavailable")
         else:
             expected.state, expected.holder = "waiting", None
+            expected.spared += is_planned
             expected.events.append("restart")
 
     def live(self, doctor: str) -> int:
@@ -222,12 +224,12 @@ class Ends(RuleBasedStateMachine):
                 self.lose(expected)
         self.end_late()
 
-    @rule(name=st.sampled_from(WORKERS))
-    def release(self, name: str) -> None:
-        self.do(self.queue.release(name, self.now_ms))
+    @rule(name=st.sampled_from(WORKERS), is_planned=st.booleans())
+    def release(self, name: str, is_planned: bool) -> None:
+        self.do(self.queue.release(name, self.now_ms, is_planned=is_planned))
         for expected in self.jobs.values():
             if expected.state == "running" and expected.worker == name:
-                self.lose(expected)
+                self.lose(expected, is_planned=is_planned)
 
     # --- what always holds ---
 

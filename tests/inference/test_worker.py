@@ -338,6 +338,33 @@ async def test_drain_that_is_too_short_gives_jobs_back_at_once(ward: Ward) -> No
     assert (await ward.answer("a"))[1].reason == "stop"
 
 
+async def test_drains_that_give_a_job_back_are_no_attempts(ward: Ward) -> None:
+    """Three workers in a row are restarted in the middle of an answer; the fourth writes it to its end."""
+    await ward.ask(job("a", max_tokens=100_000))
+    for attempt in range(1, 4):
+        worker = ward.worker(ScriptedEngine(Script(write=endless), slots=2, reserved=1, step_ms=1))
+        await ward.results("a", lambda events, n=attempt: any(event.attempt == n for event in texts(events)))  # type: ignore[misc]
+        await worker.drain(0)
+        async with asyncio.timeout(PATIENCE_S):
+            await ward.task(worker)
+    ward.worker()
+    _, outcome, events = await ward.answer("a")
+    assert (outcome.reason, events[-1].attempt) == ("stop", 4)
+
+
+async def test_loop_that_breaks_counts_as_an_attempt(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the worker itself is no plan: a job that brings it about twice is given up."""
+    await ward.ask(job("a", max_tokens=100_000))
+    for attempt in range(1, 3):
+        worker = ward.worker(ScriptedEngine(Script(write=endless), slots=2, reserved=1, step_ms=1))
+        await ward.results("a", lambda events, n=attempt: any(event.attempt == n for event in texts(events)))  # type: ignore[misc]
+        monkeypatch.setattr(worker, "_let_lapse", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await ward.task(worker)
+    _, outcome, events = await ward.answer("a")
+    assert (outcome.error, events[-1].attempt) == ("model_unavailable", 2)
+
+
 async def test_next_worker_makes_met_beginnings_ready_before_it_claims(ward: Ward) -> None:
     """Hospital and department of an earlier job are at hand for the first job of a new worker; sealed in Redis."""
     first = ward.worker()
