@@ -3,8 +3,8 @@
 -- its sender is too late.
 -- A job that failed on its engine is given back here too, behind the text that came before; one whose deadline has
 -- passed is put back all the same, and whoever comes next ends it.
--- ARGV: limits, 0, worker, sender, number of the sender's batch, then for each event: job_id, fence, 'text', 'failed'
---       or 'ended', sealed content, reason of the end, service time in ms to learn from or ''.
+-- ARGV: limits, 0, worker, sender, number of the sender's batch, then for each event: job_id, fence, 'text', 'moving',
+--       'failed' or 'ended', sealed content ('' of 'moving'), reason of the end, service time in ms to learn from or ''.
 -- Returns: the ids that were refused.
 local worker, told, refused, seen, again = ARGV[3], {}, {}, {}, {}
 local sent_key, batch = BASE .. 'sent:' .. ARGV[4], tonumber(ARGV[5])
@@ -45,6 +45,8 @@ for i = 6, #ARGV, 6 do
     elseif redis.call('XLEN', results_key(id)) >= LIMITS.max_results then
       end_job(job, 'length', '')
       refused[#refused + 1] = id
+    elseif kind == 'moving' then
+      add_event(job, 'moving')
     else
       add_event(job, 'text', 's', ARGV[i + 3])
     end

@@ -16,6 +16,9 @@ from chatd.inference.lanes import LaneName
 FinishReason = Literal["stop", "length", "deadline", "cancelled", "error"]
 
 
+ResultKind = Literal["begun", "text", "moving", "restart", "ended"]
+
+
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
     """One segment of the prompt (``context.compose.Segment``): ``name`` says how widely its beginning is shared."""
 
@@ -72,12 +75,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """One event of a job's stream, in order.
 
     ``kind``: ``begun`` (a worker has it: ``attempt`` tells which), ``text`` (``text`` goes on where the last one of
-    the same attempt ended), ``restart`` (the worker was lost; the job waits again, what was written is void),
-    ``ended`` (``outcome``; nothing follows).
+    the same attempt ended), ``moving`` (no text, but its engine has made a step), ``restart`` (the worker was lost or
+    its engine failed; the job waits again, what was written is void), ``ended`` (``outcome``; nothing follows).
     """
 
     id: str
-    kind: Literal["begun", "text", "restart", "ended"]
+    kind: ResultKind
     attempt: int
     text: str = ""
     outcome: Outcome | None = None

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from chatd import metrics
-from chatd.inference.jobs import Claimed, FinishReason, Job, Outcome, Result, WorkerState
+from chatd.inference.jobs import Claimed, FinishReason, Job, Outcome, Result, ResultKind, WorkerState
 from chatd.inference.lanes import LANES, STAT_RUN, Lane, LaneName, QueueLimits
 from chatd.inference.order import Place, claim_order, eta_ms, line, slots_free_ms
 from chatd.logs import error_name
@@ -35,7 +35,8 @@ PREFIX: Final = "chatd:{queue}:"
 BELL: Final = f"{PREFIX}bell"
 #: A worker that has not been heard of for this many leases counts as gone.
 STALE_LEASES: Final = 3
-#: Events of one job. A text of 700 tokens has at most 700; a job that writes more is ended as too long.
+#: Events of one job. A text of 700 tokens has at most 700, and the ten minutes of the slowest lane have 2,400 signs of
+#: an engine that moves; a job that writes more is ended as too long.
 MAX_RESULTS: Final = 4_096
 #: Jobs that ended without an answer because their attempts were spent, for a person to look at.
 MAX_DEAD: Final = 100
@@ -73,13 +74,14 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
 class Emission(msgspec.Struct, frozen=True, kw_only=True):
     """Something a worker has made: text that goes on where the last one ended, or the ``outcome`` of ``ended``.
 
+    ``moving``: no text, but the engine has made a step since the last event.
     ``failed``: its engine failed on it. The job waits again in front of its lane, its reader told by ``restart``; after
     the last attempt it ends with ``outcome``.
     """
 
     job_id: str
     fence: int
-    kind: Literal["text", "failed", "ended"]
+    kind: Literal["text", "moving", "failed", "ended"]
     text: str = ""
     outcome: Outcome | None = None
 
@@ -225,7 +227,7 @@ class JobQueue:
 
     def _result(self, job_id: str, event_id: bytes, fields: dict[bytes, bytes]) -> Result:
         text, outcome = "", None
-        kind = cast("Literal['begun', 'text', 'restart', 'ended']", fields[b"k"].decode())
+        kind = cast(ResultKind, fields[b"k"].decode())
         try:
             if b"s" in fields:
                 content = self._open(job_id, kind, fields[b"s"])
@@ -358,7 +360,7 @@ class JobQueue:
         args: list[Any] = [worker_id, self._sender, self._batch]
         for event in events:
             reason, service, content = "", "", event.text.encode()
-            if event.kind != "text":
+            if event.kind in {"failed", "ended"}:
                 outcome = event.outcome
                 if outcome is None:
                     raise ValueError("an end needs its outcome")
@@ -367,7 +369,9 @@ class JobQueue:
                 if reason in ("stop", "length") and outcome.generation_ms is not None:
                     service = str(max(1, outcome.generation_ms))
             # What failed is written as an end, or not at all.
-            sealed = self._seal(event.job_id, "text" if event.kind == "text" else "ended", content)
+            sealed = b""
+            if event.kind != "moving":
+                sealed = self._seal(event.job_id, "text" if event.kind == "text" else "ended", content)
             args += [event.job_id, event.fence, event.kind, sealed, reason, service]
         self._unsure = tuple(events)
         refused = await self._run("emit", 0, *args)

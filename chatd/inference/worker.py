@@ -1,7 +1,8 @@
 """A worker: takes jobs from the queue into an engine's free slots and sends back what is written.
 
-It reports (``beat``) that it holds its jobs only while the engine makes progress, so that the jobs of a hung engine
-go to another worker. Redis may go away: texts go on for as long as the lease would, then they are given up, because
+It reports that it holds its jobs (``beat``), and to readers of jobs without words that they are worked on
+(``moving``), only while the engine makes progress: the jobs of a hung engine go to another worker, and phones hear of
+its silence. Redis may go away: texts go on for as long as the lease would, then they are given up, because
 somebody else may be writing them by then.
 """
 
@@ -38,6 +39,9 @@ MERGE_MS: Final = 50
 #: A lost bell costs no more than this.
 _POLL_S: Final = 0.5
 _FULL_POLL_S: Final = 0.02
+#: How often a job without words is told that its engine moves. Phones hear of a silence of ``CHATD_SILENCE_S`` (1.5 s):
+#: a vLLM server's steps are seen once a second, so this must stay well below the half second that is left.
+_MOVING_S: Final = 0.25
 _BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 #: Beginnings are made ready for no longer than this before the first claim.
 _WARM_S: Final = 60.0
@@ -84,7 +88,7 @@ class Outflow:
     """What is to be sent, merged by job; pure. Keys are those of the caller, one for each time a job is begun.
 
     A job's first text and its end are due at once, text after that with the next tick of ``MERGE_MS``: all jobs
-    share the ticks, so that they share the round trips.
+    share the ticks, so that they share the round trips. An empty text is a sign of life, and is sent if no other came.
     """
 
     def __init__(self) -> None:
@@ -113,16 +117,17 @@ class Outflow:
         return min(self._due_ms.values(), default=None)
 
     def take(self, now_ms: int) -> list[tuple[int, str, Outcome | None]]:
-        """What is due: (key, text, outcome), text before its outcome, each once."""
+        """What is due: (key, text, outcome), text before its outcome, each once; neither is a sign of life."""
         taken = []
         for key in [key for key, due_ms in self._due_ms.items() if due_ms <= now_ms]:
             del self._due_ms[key]
             outcome = self._outcomes.pop(key, None)
-            taken.append((key, "".join(self._parts.pop(key, ())), outcome))
-            if outcome is None:
-                self._next_ms[key] = (now_ms // MERGE_MS + 1) * MERGE_MS
-            else:
+            text = "".join(self._parts.pop(key, ()))
+            taken.append((key, text, outcome))
+            if outcome is not None:
                 self._next_ms.pop(key, None)
+            elif text:
+                self._next_ms[key] = (now_ms // MERGE_MS + 1) * MERGE_MS
         return taken
 
 
@@ -180,6 +185,9 @@ class _Held:
         self.first_ms: int | None = None
         self.is_stopped = False
         self.is_submitted = False
+        self.is_ended = False
+        #: Since the last look at the engine's steps.
+        self.has_spoken = False
         self.task: asyncio.Task[None] | None = None
 
 
@@ -251,7 +259,7 @@ class Worker:
             await asyncio.wait([over, opening, *loops], return_when=asyncio.FIRST_COMPLETED)
             if opening.done():
                 opening.result()
-                working = (self._claims(), self._sends(), self._canaries(), self._hears())
+                working = (self._claims(), self._sends(), self._moves(), self._canaries(), self._hears())
                 loops += [asyncio.create_task(loop) for loop in working]
                 await asyncio.wait([over, *loops], return_when=asyncio.FIRST_COMPLETED)
             for task in loops:
@@ -410,6 +418,7 @@ class Worker:
             outcome = self._failed(held, ErrorCode.INTERNAL)
         if self._by_key.get(held.key) is not held:
             return
+        held.is_ended = True
         self._outflow.end(held.key, outcome, self._clock.monotonic_ms())
         self._to_send.set()
         self._room.set()
@@ -458,6 +467,7 @@ class Worker:
         self._real_token()
         if held.first_ms is None:
             held.first_ms = now_ms
+        held.has_spoken = True
         if self._by_key.get(held.key) is held:
             self._outflow.add(held.key, delta.text, now_ms)
             self._to_send.set()
@@ -569,6 +579,8 @@ class Worker:
             job_id, fence = held.claimed.job_id, held.claimed.fence
             if text:
                 emissions.append(Emission(job_id=job_id, fence=fence, kind="text", text=text))
+            if not text and outcome is None:
+                emissions.append(Emission(job_id=job_id, fence=fence, kind="moving"))
             if outcome is not None:
                 # Another engine may write what this one could not; what this worker itself refuses stays refused.
                 kind: Literal["failed", "ended"] = "failed" if outcome.error == _ENGINE_FAILED else "ended"
@@ -592,6 +604,19 @@ class Worker:
             return
 
     # --- saying that it lives ---
+
+    async def _moves(self) -> None:
+        """Tell readers of jobs without words that the engine is at work, while it makes steps and only then."""
+        steps = self._engine.progress().steps
+        while True:
+            await asyncio.sleep(_MOVING_S)
+            before, steps = steps, self._engine.progress().steps
+            now_ms = self._clock.monotonic_ms()
+            for held in self._by_key.values():
+                if steps > before and not held.has_spoken and not held.is_ended:
+                    self._outflow.add(held.key, "", now_ms)
+                    self._to_send.set()
+                held.has_spoken = False
 
     async def _beats(self) -> None:
         while True:

@@ -102,6 +102,9 @@ class Draft:
                     self.state = "running"
                     self._pieces.append(event.text)
                     new = self._show(event.text)
+            case "moving":
+                if event.attempt == self.attempt:
+                    self.state = "running"
             case "restart":
                 self._begin(event.attempt + 1)
                 self.state = "restarted"
@@ -129,7 +132,10 @@ class Draft:
         return self.state in ("waiting", "restarted") and self.outcome is None
 
     def silent(self, now_ms: int, silence_ms: int) -> bool:
-        """Whether it is being written and has said nothing for ``silence_ms``; true once, until it speaks again."""
+        """Whether it is being written and nothing was heard of it for ``silence_ms``; true once, until that ends.
+
+        A long prompt gives no words for long, but its worker says meanwhile that the engine moves.
+        """
         if self.state != "running" or self.outcome is not None or now_ms - self.heard_ms < silence_ms:
             return False
         self.state = "stalled"

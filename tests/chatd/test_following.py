@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from chatd.clock import SystemClock
 from chatd.inference.jobs import Job, Outcome, Piece, Result
 from chatd.inference.lanes import QueueLimits
-from chatd.inference.queue import JobQueue
+from chatd.inference.queue import Emission, JobQueue
 from chatd.inference.sections import SECTIONS, Sections, parse, render
 from chatd.replies.following import Draft, Ended, Follower
 from context.seal import KeyRing, Sealer
@@ -253,6 +253,27 @@ async def test_silence_is_told_and_ended(bench: Bench) -> None:
     assert phone.states == ["waiting", "running", "stalled", "running"]
 
 
+async def test_engine_that_moves_without_words_is_not_silent(bench: Bench) -> None:
+    """A long prompt is no standstill: only when the signs of its engine end too is the text told as stalled."""
+    phone = Phone()
+    bench.phones.append(phone)
+    await bench.enqueue("r-1")
+    job = await bench.worker.claim()
+    await bench.follower.round()
+    for _ in range(5):
+        bench.clock.ahead_ms += 1_400
+        await bench.queue.emit("w-hand", [Emission(job_id="r-1", fence=job.fence, kind="moving")])
+        await bench.follower.round()
+    assert phone.states == ["waiting", "running"]
+    bench.clock.ahead_ms += 1_600
+    await bench.follower.round()
+    assert phone.states == ["waiting", "running", "stalled"]
+    await bench.queue.emit("w-hand", [Emission(job_id="r-1", fence=job.fence, kind="moving")])
+    await bench.follower.round()
+    assert phone.states == ["waiting", "running", "stalled", "running"]
+    assert phone.heard == []
+
+
 async def test_places_are_told_on_change_only(bench: Bench) -> None:
     """Positions are told when they change, at most once a second, and not again when they stay."""
     phone = Phone()
@@ -260,7 +281,10 @@ async def test_places_are_told_on_change_only(bench: Bench) -> None:
     await bench.worker.alive()
     await bench.enqueue("r-0", doctor="dr.z")
     await bench.enqueue("r-1")
-    mine = lambda: [frame.position for frame in phone.places if frame.response_id == "r-1"]  # noqa: E731
+
+    def mine() -> list[int]:
+        return [frame.position for frame in phone.places if frame.response_id == "r-1"]
+
     assert mine() == [2]
     await bench.worker.claim("r-0")
     for _ in range(3):

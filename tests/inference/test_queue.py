@@ -269,6 +269,20 @@ def _losing_one_reply(queue: JobQueue):  # type: ignore[no-untyped-def]
     return lose
 
 
+async def test_moving_is_an_event_of_the_holder_alone(queue: JobQueue) -> None:
+    """A sign of life without text is read in its place, and a zombie's is refused."""
+    await put(queue, "r1")
+    (old,) = await claim(queue)
+    sign = Emission(job_id="r1", fence=old.fence, kind="moving")
+    assert await queue.emit("w1", [sign, text(old, "a"), sign]) == frozenset()
+    await queue.release("w1", NOW)
+    await claim(queue, worker_id="w2")
+    assert await queue.emit("w1", [sign]) == {"r1"}
+    found = await events(queue, "r1")
+    assert [e.kind for e in found] == ["begun", "moving", "text", "moving", "restart", "begun"]
+    assert "".join(e.text for e in found) == "a"
+
+
 async def test_emit_that_comes_late_is_refused(redis: Redis) -> None:
     """A batch that overtakes another one of its sender is written; the overtaken one is refused, not mixed in."""
     queue = queue_on(redis)

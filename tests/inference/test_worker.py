@@ -291,6 +291,36 @@ async def test_job_of_a_hung_engine_goes_to_another_worker_once(ward: Ward) -> N
     assert [event.kind for event in events].count("restart") == 1
 
 
+def signs(events: Sequence[Result]) -> int:
+    return sum(event.kind == "moving" for event in events)
+
+
+async def test_long_prompt_tells_that_its_engine_moves(ward: Ward) -> None:
+    """While the engine works on a prompt its reader hears so, again and again, before the first word."""
+    ward.worker(ScriptedEngine(slots=2, reserved=1, step_ms=30))
+    await ward.ask(job("a", question="x" * 100_000, max_tokens=5))
+    _, outcome, events = await ward.answer("a")
+    assert outcome.reason == "length"
+    assert outcome.ttft_ms is not None
+    first = next(n for n, event in enumerate(events) if event.kind == "text")
+    assert signs(events[:first]) >= 2
+
+
+async def test_hung_engine_gives_no_sign(redis: Redis) -> None:
+    """Its worker lives and beats for seven looks at the steps; none of them finds one."""
+    ward = Ward(redis, QueueLimits(lease_ms=1_800))
+    try:
+        hung = ScriptedEngine(Script(write=endless, faults=(Fault(step=8, kind="hang"),)), slots=2, reserved=1)
+        worker = ward.worker(hung, job_lease_s=1.8, model_down_s=20.0)
+        await ward.ready(worker)
+        await ward.ask(job("a", question="x" * 100_000))
+        events = await ward.results("a", lambda events: any(event.kind == "restart" for event in events))
+        assert texts(events) == []
+        assert signs(events) <= 1  # of the steps before
+    finally:
+        await ward.close()
+
+
 async def test_zombie_is_refused_by_the_fence_and_drops_the_job(ward: Ward) -> None:
     """A worker whose job was given to another writes on for a moment: none of it stands in the second attempt."""
     slow = ScriptedEngine(Script(write=endless), slots=2, reserved=1, step_ms=1)
@@ -514,3 +544,15 @@ def test_outflow_sends_a_first_text_at_once_and_the_next_with_the_tick() -> None
     outflow.add(1, "d", 1_060)
     outflow.drop(1)
     assert outflow.due_ms() is None
+
+
+def test_outflow_sign_of_life_gives_way_to_text_and_delays_none() -> None:
+    """It is sent at once, alone; the first text after it is due at once all the same; beside text it is nothing."""
+    outflow = Outflow()
+    outflow.add(1, "", 1_007)
+    assert outflow.take(1_007) == [(1, "", None)]
+    outflow.add(1, "first", 1_008)
+    assert outflow.take(1_008) == [(1, "first", None)]
+    outflow.add(1, "", 1_051)
+    outflow.add(1, "on", 1_052)
+    assert outflow.take(1_052) == [(1, "on", None)]
