@@ -126,6 +126,11 @@ async def _ready(request: Request) -> Response:
     return _json(ready, 200 if ready.ready else 503)
 
 
+async def _model(request: Request) -> Response:
+    """The texts that were given up, as this gateway last saw the queue: ids, lanes and times, no words."""
+    return _json({"given_up": _node(request).watch.given_up})
+
+
 async def _metrics(request: Request) -> Response:
     metrics.OUTBOX_BYTES.set(_node(request).waiting_bytes)
     return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
@@ -283,6 +288,7 @@ def routes() -> list[BaseRoute]:
         Route("/health", _health),
         Route("/health/live", _live),
         Route("/health/ready", _ready),
+        Route("/health/model", _model),
         Route("/metrics", _metrics),
         Route("/asyncapi.json", _asyncapi),
         Route("/schema.json", _json_schema),

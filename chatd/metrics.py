@@ -105,6 +105,9 @@ MODEL_TOKENS = Counter(
 MODEL_ENDS = Counter(
     "chatd_model_ends_total", "Texts ended, by reason: error means given up.", ["reason"], registry=REGISTRY
 )
+MODEL_GIVEN_UP = Gauge(
+    "chatd_model_given_up", "Texts that /health/model lists as given up, their attempts spent.", registry=REGISTRY
+)
 MODEL_SHARED = Counter(
     "chatd_model_shared_total", "Answers that took the words of a colleague's same question.", registry=REGISTRY
 )

@@ -11,7 +11,8 @@
 --   chatd:{queue}:running          sorted set of jobs in a worker's hands by when they were claimed
 --   chatd:{queue}:leases           sorted set of the same jobs by when their lease ends
 --   chatd:{queue}:workers          hash: worker -> 'at_ms state slots reserved json'
---   chatd:{queue}:dead             list of the last jobs whose attempts were spent
+--   chatd:{queue}:dead             list of the last jobs whose attempts were spent, newest first:
+--                                  'job_id lane asked_ms begun_ms attempts reason'
 --   chatd:{queue}:job:ID           hash of one job; :results:ID its stream; :followers:ID set of who waits for it
 --   chatd:{queue}:doctor:ID        set of a doctor's live jobs
 --   chatd:{queue}:same:KEY         the job that answers this question
@@ -140,15 +141,15 @@ end
 -- Take a running job back from its worker. It waits again at the turn it had, so before all who came later, its
 -- doctor's others among them; or it ends, where nobody wants it, its time is over or its attempts are spent. The end
 -- of the last is `sealed` if that is given. `is_spared`: this attempt counts as none, but keeps its number: text of two
--- attempts never goes by the same one. Returns whether it waits.
-local function give_back(job, sealed, is_spared)
+-- attempts never goes by the same one. `why`: 'lost' or 'failed', for the list of the dead. Returns whether it waits.
+local function give_back(job, why, sealed, is_spared)
   if job.stop then
     end_job(job, 'cancelled', '')
   elseif job.deadline <= NOW then
     end_job(job, 'deadline', '')
   elseif not is_spared and job.attempt - job.spared >= LIMITS.max_attempts then
     end_job(job, 'error', 'model_unavailable', sealed)
-    redis.call('LPUSH', DEAD, job.id)
+    redis.call('LPUSH', DEAD, table.concat({job.id, job.lane.name, job.at, job.claimed, job.attempt, why}, ' '))
     redis.call('LTRIM', DEAD, 0, LIMITS.max_dead - 1)
     redis.call('PEXPIRE', DEAD, LIMITS.state_ms)
   else

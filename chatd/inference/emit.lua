@@ -32,7 +32,7 @@ for i = 6, #ARGV, 6 do
   else
     local job = {id = id, attempt = held[4], doctor = held[5]}
     if kind == 'failed' then
-      if give_back(load_job(id), ARGV[i + 3]) then
+      if give_back(load_job(id), 'failed', ARGV[i + 3]) then
         again[#again + 1] = id
       end
     elseif kind == 'ended' then

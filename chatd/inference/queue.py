@@ -71,6 +71,21 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_ms: int | None = None
 
 
+class GivenUp(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that ended without an answer because its attempts were spent; holds no text and nobody's name.
+
+    ``asked_ms`` and ``begun_ms``: Unix ms of its question and of its last attempt. ``attempts``: times it was begun.
+    ``reason``: what became of the last attempt: ``lost`` (its worker died or stood still), ``failed`` (its engine did).
+    """
+
+    job_id: str
+    lane: LaneName
+    asked_ms: int
+    begun_ms: int
+    attempts: int
+    reason: Literal["lost", "failed"]
+
+
 class Emission(msgspec.Struct, frozen=True, kw_only=True):
     """Something a worker has made: text that goes on where the last one ended, or the ``outcome`` of ``ended``.
 
@@ -404,6 +419,18 @@ class JobQueue:
                     pipe.zcard(f"{PREFIX}lane:{lane.name}")
                 counts = await pipe.execute()
         return {lane.name: count for lane, count in zip(self._lanes, counts, strict=True)}
+
+    async def given_up(self) -> list[GivenUp]:
+        """The last jobs whose attempts were spent, newest first, at most ``MAX_DEAD``; gone a day after the newest."""
+        with _answering():
+            rows = await cast(Any, self._redis.lrange(f"{PREFIX}dead", 0, -1))
+        found = []
+        for row in rows:
+            # A row of another version is nothing to stumble over.
+            with contextlib.suppress(ValueError, msgspec.MsgspecError):
+                words = dict(zip(GivenUp.__struct_fields__, row.decode().split(" "), strict=True))
+                found.append(msgspec.convert(words, GivenUp, strict=False))
+        return found
 
     @staticmethod
     def rings(redis: Redis) -> AsyncGenerator[Ring, None]:

@@ -3,7 +3,7 @@
 -- Returns: how many jobs were touched.
 local gone, is_planned, lost, told, touched = ARGV[3], ARGV[4] == '1', {}, {}, 0
 local function take_from_worker(job)
-  if give_back(job, nil, is_planned) then
+  if give_back(job, 'lost', nil, is_planned) then
     lost[#lost + 1] = job.id
   end
   told[#told + 1] = job.id

@@ -17,7 +17,7 @@ from chatd import metrics
 from chatd.clock import Clock, epoch_ms
 from chatd.inference.jobs import WorkerState
 from chatd.inference.lanes import LANES, LaneName
-from chatd.inference.queue import JobQueue, QueueUnavailable
+from chatd.inference.queue import GivenUp, JobQueue, QueueUnavailable
 from chatd.logs import error_name
 from protocols.frames import Mode, ModelState
 
@@ -81,6 +81,8 @@ class ModelWatch:
         self._told: tuple[Mode, str, str | None] | None = None
         self._state: State = "none" if queue is None else "starting"
         self.mode: Mode = "facts_only"
+        #: Answers that the queue gave up, newest first, as of the last look.
+        self.given_up: tuple[GivenUp, ...] = ()
 
     @property
     def state(self) -> ModelState:
@@ -108,6 +110,8 @@ class ModelWatch:
             if any(depth.values()):
                 waits = (place.eta_ms or 0 for place in (await self._queue.places(now_ms)).values())
                 longest_wait_ms = max(waits, default=0)
+            self.given_up = tuple(await self._queue.given_up())
+            metrics.MODEL_GIVEN_UP.set(len(self.given_up))
             self._measure(workers, depth)
         except QueueUnavailable as error:
             log.warning("model_not_seen", error=error_name(error))

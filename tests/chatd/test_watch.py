@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from chatd.clock import epoch_ms
-from chatd.inference.jobs import WorkerState
+from chatd import metrics
+from chatd.clock import SystemClock, epoch_ms
+from chatd.inference.jobs import Job, Piece, WorkerState
 from chatd.inference.lanes import QueueLimits
 from chatd.inference.queue import JobQueue, QueueUnavailable
 from chatd.inference.watch import SLOW_MS, ModelWatch, mode_of, state_of, view
@@ -51,6 +52,27 @@ def test_state_is_down_only_after_the_grace(age_ms: int, is_starting: bool) -> N
     seen = view([worker(state="starting")] if is_starting else [], NOW_MS, FRESH_MS)
     state = state_of(seen, NOW_MS - age_ms, NOW_MS, FRESH_MS)
     assert state == ("ready" if age_ms <= FRESH_MS else "starting" if is_starting else "down")
+
+
+async def test_look_sees_what_was_given_up(redis: Redis) -> None:
+    """Texts whose attempts were spent are there for ``/health/model``, newest first, and counted."""
+    queue = JobQueue(redis, Sealer(KeyRing.generate()), QueueLimits(max_attempts=1))
+    watch = ModelWatch(queue, clock=SystemClock(), model_down_s=12)
+    hand = HandWorker(queue)
+    for job_id in ("r-1", "r-2"):
+        job = Job(job_id=job_id, pieces=(Piece(name="question", text="secret"),), actions=(), max_tokens=9)
+        await queue.enqueue(job, doctor="dr.a", lane="stat", follower=job_id, now_ms=now_ms())
+        await hand.claim(job_id)
+        await queue.release(hand.worker_id, now_ms())
+    await watch.look()
+    assert [(one.job_id, one.lane, one.attempts, one.reason) for one in watch.given_up] == [
+        ("r-2", "stat", 1, "lost"),
+        ("r-1", "stat", 1, "lost"),
+    ]
+    assert metrics.MODEL_GIVEN_UP._value.get() == 2
+    await redis.flushall()
+    await watch.look()
+    assert watch.given_up == ()
 
 
 def test_state_without_any_proof_is_no_grace() -> None:

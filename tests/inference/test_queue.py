@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from chatd import tasks
 from chatd.inference.jobs import Claimed, Outcome
 from chatd.inference.lanes import LaneName, QueueLimits
-from chatd.inference.queue import MAX_DEAD, MAX_RESULTS, Emission, JobQueue, QueueUnavailable, Ring, rings
+from chatd.inference.queue import MAX_DEAD, MAX_RESULTS, Emission, GivenUp, JobQueue, QueueUnavailable, Ring, rings
 from context.seal import KeyRing, Sealer
 from tests.inference.queue_jobs import (
     NOW,
@@ -142,7 +143,10 @@ async def test_spent_attempts_end_the_job(queue: JobQueue, redis: Redis) -> None
         assert await queue.release("w1", NOW) == 1
     assert await claim(queue) == []
     assert await kinds(queue, "r1") == ["begun", "restart", "begun", "ended error model_unavailable"]
-    assert await redis.lrange("chatd:{queue}:dead", 0, -1) == [b"r1"]
+    asked = {"lane": "urgent", "asked_ms": NOW, "begun_ms": NOW, "attempts": 2}
+    await redis.rpush("chatd:{queue}:dead", "r0")
+    assert await queue.given_up() == [msgspec.convert({"job_id": "r1", "reason": "lost", **asked}, GivenUp)]
+    assert 0 < await redis.pttl("chatd:{queue}:dead") <= 86_400_000
 
 
 def failed(held: Claimed) -> Emission:
@@ -173,7 +177,7 @@ async def test_failed_job_ends_with_its_outcome_after_the_last_attempt(queue: Jo
     assert await claim(queue) == []
     last = (await events(queue, "r1"))[-1]
     assert (last.outcome, last.attempt) == (failed(held).outcome, 2)
-    assert await redis.llen("chatd:{queue}:dead") == 1
+    assert [(one.job_id, one.reason) for one in await queue.given_up()] == [("r1", "failed")]
     assert await redis.zcard("chatd:{queue}:leases") == 0
 
 
@@ -616,8 +620,8 @@ async def test_list_of_the_dead_is_bounded(queue: JobQueue, redis: Redis) -> Non
         await put(queue, f"r{i}")
         await claim(queue)
         await queue.release("w1", NOW)
-    dead = await redis.lrange("chatd:{queue}:dead", 0, -1)
-    assert dead == [f"r{i}".encode() for i in range(MAX_DEAD + 4, 4, -1)]
+    dead = [one.job_id for one in await queue.given_up()]
+    assert dead == [f"r{i}" for i in range(MAX_DEAD + 4, 4, -1)]
 
 
 # --- what lies in Redis ---

@@ -23,6 +23,7 @@ GETS = (
     "/health",
     "/health/live",
     "/health/ready",
+    "/health/model",
     "/metrics",
     "/asyncapi.json",
     "/schema.json",
