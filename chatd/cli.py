@@ -8,9 +8,10 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final, Literal
 
 import msgspec
 
@@ -18,6 +19,8 @@ from chatd.settings import Settings, SettingsError, from_environment, unknown_na
 from protocols.errors import ChatdError
 
 _ENGINES = ("none", "scripted", "mlx", "vllm")
+#: ``--bits`` to bits of a weight; None: as the model has it.
+_BITS: Final[Mapping[str, Literal[4, 8] | None]] = {"4": 4, "8": 8, "none": None}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "source", metavar="SOURCE", help="a folder, or a name on the hub, such as google/medgemma-4b-it"
     )
     convert.add_argument("folder", metavar="DIR", type=Path, help="does not exist yet")
-    convert.add_argument("--bits", choices=("4", "8", "none"), default="4", help="bits of a weight (default: 4)")
+    convert.add_argument("--bits", choices=tuple(_BITS), default="4", help="bits of a weight (default: 4)")
     check = _command(model_commands, "check", _model_check, "look at everything that chatd relies on in a model")
     check.add_argument("folder", metavar="DIR", type=Path)
     check.add_argument("--pin", action="store_true", help="if all is well, write down the hashes of its files")
@@ -244,9 +247,8 @@ def _model_tiny(arguments: argparse.Namespace, _settings: Settings) -> int:
 def _model_convert(arguments: argparse.Namespace, _settings: Settings) -> int:
     from chatd.inference.models import ModelError, convert
 
-    bits = {"4": 4, "8": 8, "none": None}[arguments.bits]
     try:
-        convert(arguments.source, arguments.folder, bits, _progress)  # type: ignore[arg-type]
+        convert(arguments.source, arguments.folder, _BITS[arguments.bits], _progress)
     except ModelError as error:
         return _fail(str(error))
     print(f"{arguments.folder}: written; chatd model check --pin {arguments.folder} looks at it and pins it")

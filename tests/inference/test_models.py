@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from chatd import cli
 from chatd.inference import models, tiny
 from chatd.inference.jobs import ModelCard
 from chatd.inference.models import PIN_FILE, Finding, ModelError, card, check, convert, revision
@@ -295,3 +296,15 @@ def test_convert_leaves_nothing_when_it_fails_and_never_overwrites(folder: Path,
     target.mkdir()
     with pytest.raises(ModelError, match="exists already"):
         convert(folder, target, 4)
+
+
+@pytest.mark.parametrize(("word", "bits"), [("4", 4), ("8", 8), ("none", None)])
+def test_command_converts_to_the_bits_that_were_asked_for(
+    word: str, bits: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each word of ``--bits`` is what ``convert`` takes, and the command's table has no other."""
+    asked: list[object] = []
+    monkeypatch.setattr(models, "convert", lambda _source, _folder, given, _say: asked.append(given))
+    assert cli.main(["model", "convert", "--bits", word, "somewhere", str(tmp_path / "out")]) == 0
+    assert asked == [bits]
+    assert tuple(cli._BITS) == ("4", "8", "none")
