@@ -113,7 +113,7 @@ MODEL_SHARED = Counter(
 )
 MODEL_HELD_BACK = Counter("chatd_model_held_back_total", "Lines of a model that a check held back.", registry=REGISTRY)
 JOB_RESTARTS = Counter(
-    "chatd_job_restarts_total", "Texts begun again because their worker was lost, as seen here.", registry=REGISTRY
+    "chatd_job_restarts_total", "Texts begun again by another attempt, as seen here.", registry=REGISTRY
 )
 JOBS_REAPED = Counter(
     "chatd_jobs_reaped_total", "Jobs that this gateway found past their lease or deadline.", registry=REGISTRY
