@@ -42,7 +42,7 @@ ENV = {
     "CHATD_ENGINE_RESERVED_SLOTS": str(RESERVED),
     "CHATD_ANSWER_MAX_TOKENS": "32",
     # Short prompts: what is shown here is the order, and prefill is what a CPU without Metal or CUDA is slow at.
-    "CHATD_PROMPT_BUDGET_TOKENS": "2200",
+    "CHATD_PROMPT_BUDGET_TOKENS": "1600",
 }
 
 
