@@ -27,7 +27,7 @@ from chatd.inference.texts import Text
 #: No longer than this without a byte once a request is sent; a server that is busy with others' prompts needs some.
 SILENCE_S: Final = 30.0
 CONNECT_S: Final = 5.0
-#: After the last frame: until the response must have ended, so that its connection can be used again.
+#: After the last frame: until the response must have ended, so that the server sees no client that went away.
 TAIL_S: Final = 0.5
 #: One frame. The first one repeats the prompt's ids: 7 bytes each, 32,768 of them at most.
 LINE_BYTES: Final = 1 << 20
@@ -235,7 +235,9 @@ class VllmEngine:
         self._clock = clock or SystemClock()
         self._start_s = start_s
         self._revision = revision
-        self._headers = {"accept-encoding": "identity", "content-type": "application/json"}
+        # A connection for each request: a new one costs nothing beside a text. Kept ones that are too old are closed
+        # within the next request; if that is cancelled in the middle of it, the rest of them stays open.
+        self._headers = {"accept-encoding": "identity", "connection": "close", "content-type": "application/json"}
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
         self._hidden = frozenset((*tokens.special_ids, *tokens.stop_ids, *THINKING_IDS))
@@ -267,7 +269,7 @@ class VllmEngine:
             transport=httpx.AsyncHTTPTransport(
                 uds=self._uds,
                 # One more than the slots for each of: warming, metrics, and a connection that is being closed.
-                limits=httpx.Limits(max_connections=2 * self._slots + 4, max_keepalive_connections=self._slots + 2),
+                limits=httpx.Limits(max_connections=2 * self._slots + 4, max_keepalive_connections=0),
                 trust_env=False,
             ),
             headers=self._headers,
@@ -440,7 +442,7 @@ class VllmEngine:
                         run.has_bytes = True
                         if self._take_lines(run, lines):
                             break
-                    # To the end, so that the connection can be used again; not where the server takes its time.
+                    # To the end, so that the server sees it whole; not where the server takes its time.
                     with suppress(TimeoutError):
                         async with asyncio.timeout(TAIL_S):
                             async for _ in source:
@@ -450,7 +452,7 @@ class VllmEngine:
         except httpx.TimeoutException as error:
             raise _Failure("timeout") from error
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
-            # A kept connection that the server has closed meanwhile looks like this too.
+            # A server that is being started again looks like this.
             raise _Failure("closed", may_retry=True) from error
         except httpx.HTTPError as error:
             raise _Failure(type(error).__name__) from error

@@ -122,7 +122,7 @@ class FakeServer:
     """Enough of vLLM's surface. ``answers``: for the next requests to ``/v1/completions``, then ``answer``.
 
     ``asked``: bodies of the completions that came, without the probe of the start. ``left``: set when a client has
-    gone away in the middle.
+    gone away in the middle of the last of them.
     """
 
     def __init__(self) -> None:
@@ -136,12 +136,14 @@ class FakeServer:
         self.asked: list[dict[str, Any]] = []
         self.left = asyncio.Event()
         self.came = asyncio.Event()
+        self.open_connections = 0
         self.url = ""
 
     async def _tokenize(self, exchange: Exchange) -> None:
         await exchange.reply_json({"tokens": TOKENS.encode(exchange.body["prompt"])})
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open_connections += 1
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 first, *lines = head.decode().split("\r\n")
@@ -159,6 +161,7 @@ class FakeServer:
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
+            self.open_connections -= 1
             writer.close()
 
     async def _watch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -181,6 +184,7 @@ class FakeServer:
                 await self.probe(exchange)
             case _:
                 self.asked.append(exchange.body)
+                self.left.clear()
                 self.came.set()
                 answer = self.answers.pop(0) if self.answers else self.answer
                 await answer(exchange)
@@ -562,6 +566,24 @@ async def test_cancel_closes_the_response_at_any_stage(fake: FakeServer, engine:
     assert finished.reason == "cancelled"
     async with asyncio.timeout(PATIENCE_S):
         await fake.left.wait()
+
+
+async def test_no_connection_is_kept_for_another_request_to_close(fake: FakeServer, engine: VllmEngine) -> None:
+    """After texts that ended and texts that were cancelled none is open, though the engine goes on.
+
+    The pool closes kept ones within the next request; that being cancelled, what it had not closed stayed open.
+    """
+    for _ in range(3):
+        await asyncio.gather(*(collect_any(engine, asked(id=f"g{n}")) for n in range(2)))
+    fake.answer = _first_then_hang
+    running = asyncio.create_task(collect(engine, asked()))
+    await eventually(lambda: len(fake.asked) == 7)
+    assert fake.open_connections >= 1
+    engine.cancel("g")
+    assert (await running)[1].reason == "cancelled"
+    await eventually(lambda: fake.open_connections == 0)
+    fake.answer = lambda exchange: exchange.write("ok")
+    assert (await collect(engine, asked()))[1].text == "ok"
 
 
 async def test_cancel_before_anything_was_sent_ends_with_cancelled(fake: FakeServer, engine: VllmEngine) -> None:
