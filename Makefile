@@ -47,12 +47,14 @@ faults: dev ## kill the gateway at each step of a question, 200 seeded runs
 	@.venv/bin/python -m tests.faults.campaign --runs 200 $(ARGS)
 
 faults-inference: dev ## kill, freeze and revive the worker while it writes, 50 seeded runs
+	@scripts/system-packages
 	@.venv/bin/python -m tests.faults.workers --runs 50 $(ARGS)
 
 bench: dev ## measure accepted, facts, memory and CPU with 200 connections
 	@.venv/bin/python loadtest/bench/questions.py $(ARGS)
 
 bench-inference: dev ## measure engine and whole path against mlx-lm itself, as ratios
+	@scripts/system-packages
 	@.venv/bin/python loadtest/bench/inference.py $(ARGS)
 
 clean: ## remove what the targets made (not the data directory)

@@ -4,7 +4,8 @@ Prints tables and writes ``out/bench/inference.json`` and ``inference.png``. Eve
 one process or on this one machine, in CPU seconds where both sides compute, so that a busy machine spoils neither side
 alone. Parts: the engine and the whole path (WebSocket, queue, worker, WebSocket) against ``mlx_lm.batch_generate``,
 with and without the grammar; shared prompts against unshared ones; warm against cold; the longest silence of running
-answers while long prompts arrive.
+answers while long prompts arrive; a vLLM server through chatd against the same server by itself (where
+``scripts/setup-vllm`` has made one).
 
 Models are random and made here; everything runs on the loopback interface and stops by itself.
 """
@@ -17,6 +18,7 @@ import contextlib
 import gc
 import itertools
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -27,8 +29,9 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
+import httpx
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -42,14 +45,17 @@ from chatd.inference import sections, tiny  # noqa: E402
 from chatd.inference.engine import Delta, Finished, Generation  # noqa: E402
 from chatd.inference.mlx import MlxEngine  # noqa: E402
 from loadtest.bench.questions import usage  # noqa: E402
+from tests.blas import fast_blas  # noqa: E402
 from tests.chat_client import ChatClient  # noqa: E402
 from tests.server import Hospital, hospital  # noqa: E402
+from tests.vllm.server import MODEL, PYTHON, serving  # noqa: E402
 
 USERS = (1, 4, 8, 20)
+PARTS = ("engine", "prompts", "path", "vllm")
 ACTIONS = ("schedule_cath_lab", "order_troponin", "page_cardiology")
 #: Prompts of the throughput rounds, in tokens; the answers' bound.
 PROMPT_TOKENS = 192
-ANSWER_TOKENS = 96
+ANSWER_TOKENS = 256
 #: The beginning that a department shares, in tokens, and what differs.
 SHARED_TOKENS = 1_500
 OWN_TOKENS = 64
@@ -80,14 +86,18 @@ class Spent:
 
 
 def raw(
-    model: Any, tokenizer: Any, prompts: Sequence[tuple[int, ...]], answer_tokens: int = ANSWER_TOKENS
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[tuple[int, ...]],
+    answer_tokens: int = ANSWER_TOKENS,
+    caches: list[Any] | None = None,
 ) -> dict[str, float]:
-    """The library alone: all prompts as one batch."""
+    """The library alone: all prompts as one batch, behind what is in ``caches``."""
     from mlx_lm import batch_generate
 
     with Spent() as spent:
         done = batch_generate(
-            model, tokenizer, [list(prompt) for prompt in prompts], max_tokens=answer_tokens, verbose=False
+            model, tokenizer, [list(prompt) for prompt in prompts], prompt_caches=caches, max_tokens=answer_tokens
         )
     return {"tokens": float(done.stats.generation_tokens), "cpu_s": spent.cpu_s, "wall_s": spent.wall_s}
 
@@ -297,60 +307,153 @@ async def answered(client: ChatClient, msg_id: str) -> dict[str, Any]:
     return await asyncio.wait_for(client.until("ai_response", client_msg_id=msg_id), MOST_WAIT_S)
 
 
-async def whole_path(place: Hospital, users: int, turn: str) -> dict[str, float]:
-    """One question of each of ``users`` doctors at once, through everything."""
+async def whole_path(place: Hospital, users: int, turn: str, also: Sequence[int] = ()) -> dict[str, float]:
+    """One question of each of ``users`` doctors at once, through everything.
+
+    CPU is of all of chatd's processes, Redis too, and of ``also``; not of the phones, which are in this one.
+    """
     clients = [await arrive(place, number) for number in range(users)]
-    pids = family(place.up.process.pid)
-    begin = spent_s(pids)
+    pids = [*family(place.up.process.pid), *also]
+    begin, begin_s = spent_s(pids), time.perf_counter()
     answers = await asyncio.gather(*(answered(client, f"{turn}-{n}") for n, client in enumerate(clients)))
-    cpu_s = spent_s(pids) - begin
+    wall_s, cpu_s = time.perf_counter() - begin_s, spent_s(pids) - begin
     await asyncio.gather(*(client.close() for client in clients))
     for answer in answers:
         if answer["model"] is None or answer["status"] not in ("completed", "incomplete", "degraded"):
-            raise SystemExit(f"an answer without the model: {answer['status']}")
+            told = f"{answer['status']} of {users} at once after {wall_s:.0f} s"
+            raise SystemExit(f"an answer without the model: {told}\n{place.up.log()[-2000:]}")
     timings = [answer["timing"] for answer in answers]
     return {
         "tokens": float(sum(timing["tokens_out"] for timing in timings)),
         "tokens_in": statistics.median(timing["tokens_in"] for timing in timings),
         "tokens_out": statistics.median(timing["tokens_out"] for timing in timings),
+        "hit_tokens": statistics.median(timing["prefix_hit_tokens"] or 0 for timing in timings),
         "cpu_s": cpu_s,
+        "wall_s": wall_s,
     }
 
 
 async def path(folder: Path, rounds: int, users: Sequence[int], tick: Callable[[], None]) -> list[dict[str, Any]]:
     """Everything between two sockets against the library with prompts and answers of the same lengths.
 
-    Once without the store of shared beginnings, so that both sides do the same work, and once with it, as it runs.
+    As it runs in a hospital, with the department's beginning at hand; the library gets a cache of the same length.
     """
-    from mlx_lm import load
+    from mlx_lm import batch_generate, load
 
     model, tokenizer = load(str(folder))[:2]
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-    rows: dict[int, dict[str, Any]] = {count: {"users": count} for count in users}
-    for name, cache_bytes in (("path", 1), ("path_shared", GIB)):
-        env = {
-            "CHATD_PREFIX_CACHE_BYTES": str(cache_bytes),
-            "CHATD_ANSWER_MAX_TOKENS": str(ANSWER_TOKENS),
-            # Whole records cost a CPU tens of seconds of prefill, which is no part of what is compared.
-            "CHATD_PROMPT_BUDGET_TOKENS": "2200",
-            "CHATD_MESSAGES_PER_MINUTE": "1000",
-            "CHATD_ENGINE_SLOTS": str(max(users) + 1),
-            "CHATD_ENGINE_RESERVED_SLOTS": "1",
-        }
-        with hospital("--engine", "mlx", "--model", str(folder), env=env) as place:
+    rows: list[dict[str, Any]] = []
+    env = {
+        "CHATD_PREFIX_CACHE_BYTES": str(GIB),
+        "CHATD_ANSWER_MAX_TOKENS": str(ANSWER_TOKENS),
+        # Whole records cost a CPU tens of seconds of prefill, which is no part of what is compared.
+        "CHATD_PROMPT_BUDGET_TOKENS": "2200",
+        "CHATD_MESSAGES_PER_MINUTE": "1000",
+        "CHATD_ENGINE_SLOTS": str(max(users) + 1),
+        "CHATD_ENGINE_RESERVED_SLOTS": "1",
+    }
+    with hospital("--engine", "mlx", "--model", str(folder), env=env) as place:
+        await until_ready(place)
+        await whole_path(place, 1, "warm")
+        for count in users:
+            ratios = []
+            for turn in range(rounds + 1):
+                through = await whole_path(place, count, f"p{count}t{turn}")
+                hit_tokens = int(through["hit_tokens"])
+                shared = [list(ids(hit_tokens, seed=1, vocabulary=vocabulary))]
+                own_tokens = int(through["tokens_in"]) - hit_tokens
+                own = [ids(own_tokens, seed=10 + n, vocabulary=vocabulary) for n in range(count)]
+                made = batch_generate(model, tokenizer, shared, max_tokens=1, return_prompt_caches=True)
+                library = raw(model, tokenizer, own, int(through["tokens_out"]), made.caches * count)
+                tick()
+                if turn:
+                    ratios.append(speed(through) / speed(library))
+            told = {name: through[name] for name in ("tokens_in", "hit_tokens", "tokens_out")}
+            rows.append({"users": count, "path": statistics.median(ratios), **told})
+    return rows
+
+
+# --- vLLM ---------------------------------------------------------------------------------------------------
+
+
+async def asked_directly(client: httpx.AsyncClient, prompt: Sequence[int], grammar: str) -> int:
+    """One streamed completion as any client of vLLM asks for it, its frames read; returns the tokens written."""
+    body = {
+        "model": MODEL,
+        "prompt": list(prompt),
+        "max_tokens": ANSWER_TOKENS,
+        "temperature": 0.0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "structured_outputs": {"grammar": grammar},
+    }
+    tokens, text = 0, ""
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                frame = json.loads(line[6:])
+                text += "".join(choice["text"] for choice in frame["choices"])
+                tokens = (frame.get("usage") or {}).get("completion_tokens", tokens)
+    return int(tokens)
+
+
+async def direct(url: str, pids: Sequence[int], prompts: Sequence[Sequence[int]], grammar: str) -> dict[str, float]:
+    """All prompts at once at the server itself; CPU is the server's alone."""
+    transport = httpx.AsyncHTTPTransport(uds=url.removeprefix("unix:"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=MOST_WAIT_S) as client:
+        begin, begin_s = spent_s(pids), time.perf_counter()
+        tokens = await asyncio.gather(*(asked_directly(client, prompt, grammar) for prompt in prompts))
+        wall_s = time.perf_counter() - begin_s
+    return {"tokens": float(sum(tokens)), "cpu_s": spent_s(pids) - begin, "wall_s": wall_s}
+
+
+async def vllm_path(folder: Path, rounds: int, users: Sequence[int], tick: Callable[[], None]) -> list[dict[str, Any]]:
+    """Everything between two sockets with a vLLM server behind it, against the server alone.
+
+    Both write under a department's grammar; the prompts of the direct side are as long as chatd's, and as much of
+    them is at hand in the server's cache.
+    """
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    rows = []
+    env = {
+        "CHATD_ANSWER_MAX_TOKENS": str(ANSWER_TOKENS),
+        "CHATD_PROMPT_BUDGET_TOKENS": "2200",
+        "CHATD_MESSAGES_PER_MINUTE": "1000",
+        "CHATD_ENGINE_SLOTS": "20",
+        "CHATD_ENGINE_RESERVED_SLOTS": "0",
+    }
+    with tempfile.TemporaryDirectory() as sockets, serving(folder, "bench", uds=Path(sockets) / "vllm.sock") as url:
+        server = family(os.getpid())[1:]
+        with hospital("--engine", "vllm", "--url", url, "--model", str(folder), env=env) as place:
             await until_ready(place)
             for count in users:
-                ratios = []
+                wall_ratios, cpu_ratios = [], []
                 for turn in range(rounds + 1):
-                    through = await whole_path(place, count, f"{name}{count}t{turn}")
-                    prompts = [ids(int(through["tokens_in"]), seed=n, vocabulary=vocabulary) for n in range(count)]
-                    library = raw(model, tokenizer, prompts, int(through["tokens_out"]))
+                    through = await whole_path(place, count, f"v{count}t{turn}", server)
+                    hit_tokens = int(through["hit_tokens"])
+                    shared = ids(hit_tokens, seed=count, vocabulary=vocabulary)
+                    own_tokens = int(through["tokens_in"]) - hit_tokens
+                    own = [ids(own_tokens, seed=1_000 * turn + n, vocabulary=vocabulary) for n in range(count)]
+                    grammar = sections.grammar(ACTIONS)
+                    if turn == 0:
+                        await direct(url, server, [shared], grammar)  # the cache, as chatd's prompts have it
+                    alone = await direct(url, server, [shared + each for each in own], grammar)
                     tick()
                     if turn:
-                        ratios.append(speed(through) / speed(library))
-                rows[count][name] = statistics.median(ratios)
-                rows[count]["tokens_in"] = through["tokens_in"]
-    return list(rows.values())
+                        wall_ratios.append(through["tokens"] / through["wall_s"] / (alone["tokens"] / alone["wall_s"]))
+                        cpu_ratios.append(speed(through) / speed(alone))
+                rows.append(
+                    {
+                        "users": count,
+                        "wall": statistics.median(wall_ratios),
+                        "cpu": statistics.median(cpu_ratios),
+                        "tokens_in": through["tokens_in"],
+                        "hit_tokens": through["hit_tokens"],
+                        "tokens_out": through["tokens_out"],
+                        "direct_tokens_per_s": alone["tokens"] / alone["wall_s"],
+                    }
+                )
+    return rows
 
 
 def mode(url: str) -> str:
@@ -374,14 +477,22 @@ async def until_ready(place: Hospital) -> None:
 # --- the whole ----------------------------------------------------------------------------------------------
 
 #: Goals of docs/performance.md: at least, or at most where marked.
-GOALS = {"plain": 0.93, "grammar": 0.80, "path": 0.80, "path_100m": 0.95, "warm_ratio": 0.15, "ttft_ratio": 0.25}
+GOALS: Final[dict[str, float]] = {
+    "plain": 0.93,
+    "grammar": 0.80,
+    "path 1m": 0.80,
+    "path 100m": 0.95,
+    "vllm": 0.95,
+    "warm_ratio": 0.15,
+    "ttft_ratio": 0.25,
+}
 
 
 def show(figures: dict[str, Any]) -> None:
     console = Console()
     for size, part in figures["models"].items():
         table = Table(title=f"{size} model: tokens per CPU second as a ratio to mlx_lm.batch_generate")
-        heads = ("users", "library tok/CPU s", "engine", "engine, grammar", "whole path", "whole path, shared")
+        heads = ("users", "library tok/CPU s", "engine", "engine, grammar", "whole path, grammar")
         for head in heads:
             table.add_column(head, justify="right")
         paths = {row["users"]: row for row in part.get("path", [])}
@@ -392,7 +503,7 @@ def show(figures: dict[str, Any]) -> None:
                 f"{row['raw_tokens_per_cpu_s']:.0f}",
                 f"{row['plain']:.2f}",
                 f"{row['grammar']:.2f}",
-                *(f"{through[name]:.2f}" if name in through else "-" for name in ("path", "path_shared")),
+                f"{through['path']:.2f}" if through else "-",
             )
         console.print(table)
         shared, silence = part["prefixes"], part["gaps"]
@@ -406,65 +517,133 @@ def show(figures: dict[str, Any]) -> None:
             f"median before {silence['median_gap_before_ms']:.0f} ms; a long prompt takes "
             f"{silence['one_long_prompt_ms']:.0f} ms to its first token"
         )
+        if part.get("vllm"):
+            table = Table(title=f"{size} model: vLLM through chatd as a ratio to vLLM alone, both with the grammar")
+            for head in (
+                "users",
+                "alone tok/s",
+                "tokens per second",
+                "tokens per CPU second",
+                "prompt",
+                "of it cached",
+            ):
+                table.add_column(head, justify="right")
+            for row in part["vllm"]:
+                numbers = (
+                    f"{row['wall']:.2f}",
+                    f"{row['cpu']:.2f}",
+                    f"{row['tokens_in']:.0f}",
+                    f"{row['hit_tokens']:.0f}",
+                )
+                table.add_row(str(row["users"]), f"{row['direct_tokens_per_s']:.0f}", *numbers)
+            console.print(table)
+
+
+def lines(
+    axes: Any, rows: Sequence[dict[str, Any]], named: dict[str, str], goals: dict[str, float], title: str
+) -> None:
+    """Ratios over the number of users, with the goals as dotted lines."""
+    from matplotlib import ticker
+
+    users = [row["users"] for row in rows]
+    for (name, label), marker in zip(named.items(), "os^v", strict=False):
+        points = [(row["users"], row[name]) for row in rows if name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=marker, label=label)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    for label, goal in goals.items():
+        axes.axhline(goal, color="grey", linestyle=":", linewidth=1)
+        axes.annotate(f"goal, {label} {goal:g}", (users[0], goal), fontsize=8, color="grey", va="bottom")
+    axes.set(xscale="log", xlabel="users at once", title=title, ylim=(0, None))
+    axes.set_xticks(users)
+    axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(loc="lower left", fontsize=8)
 
 
 def plot(figures: dict[str, Any], file: Path) -> None:
-    """Ratios over the number of users, one panel per model, with the goals as dotted lines."""
+    """One row of panels per model: against mlx-lm, shared beginnings, and against vLLM where it was measured."""
     import matplotlib as mpl
 
     mpl.use("agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import pyplot
 
     models = figures["models"]
+    columns = 3 if any(part.get("vllm") for part in models.values()) else 2
     canvas, panels = pyplot.subplots(
-        1, len(models), figsize=(5.5 * len(models), 4.5), layout="constrained", squeeze=False, sharey=True
+        len(models), columns, figsize=(5 * columns, 4.2 * len(models)), layout="constrained", squeeze=False
     )
-    for axes, (size, part) in zip(panels[0], models.items(), strict=True):
-        users = [row["users"] for row in part["throughput"]]
-        axes.plot(users, [row["plain"] for row in part["throughput"]], marker="o", label="engine")
-        axes.plot(users, [row["grammar"] for row in part["throughput"]], marker="s", label="engine, grammar")
-        if part.get("path"):
-            axes.plot(users, [row["path"] for row in part["path"]], marker="^", label="whole path, grammar")
-        axes.axhline(1.0, color="black", linewidth=0.8)
-        for name in ("plain", "grammar"):
-            axes.axhline(GOALS[name], color="grey", linestyle=":", linewidth=1)
-            axes.annotate(
-                f"goal {name} {GOALS[name]:g}", (users[-1], GOALS[name]), fontsize=8, color="grey", ha="right"
+    for row, (size, part) in zip(panels, models.items(), strict=True):
+        paths = {each["users"]: each for each in part["path"]}
+        merged = [{**each, **paths.get(each["users"], {})} for each in part["throughput"]]
+        lines(
+            row[0],
+            merged,
+            {"plain": "engine", "grammar": "engine, grammar", "path": "whole path, grammar"},
+            {"engine": GOALS["plain"], "whole path": GOALS[f"path {size}"]},
+            f"{size} model on mlx-lm",
+        )
+        row[0].set_ylabel("tokens per CPU second ÷ mlx_lm.batch_generate")
+        shared = part["prefixes"]
+        names = {"cold_ratio": "CPU, cold", "warm_ratio": "CPU, warm", "ttft_ratio": "first token,\nwarm to cold"}
+        bars = row[1].bar(list(names.values()), [shared[name] for name in names], color=("C7", "C0", "C1"))
+        row[1].bar_label(bars, fmt="%.2f", fontsize=8)
+        for at, name in ((1, "warm_ratio"), (2, "ttft_ratio")):
+            row[1].hlines(GOALS[name], at - 0.4, at + 0.4, color="grey", linestyle=":")
+            row[1].annotate(
+                f"goal {GOALS[name]:g}", (at + 0.4, GOALS[name]), fontsize=8, color="grey", ha="right", va="bottom"
             )
-        axes.set(xscale="log", xlabel="users at once", title=f"{size} model, CPU", ylim=(0, 1.3))
-        axes.set_xticks(users)
-        axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
-        axes.xaxis.set_minor_locator(ticker.NullLocator())
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend(loc="lower right", fontsize=8)
-    panels[0][0].set_ylabel("tokens per CPU second ÷ mlx_lm.batch_generate")
+        row[1].set(ylim=(0, 1), title=f"{size} model: {SHARED_TOKENS} tokens shared by {part['count']}")
+        row[1].set_ylabel("ratio to unshared")
+        if part.get("vllm"):
+            lines(
+                row[2],
+                part["vllm"],
+                {"wall": "tokens per second", "cpu": "tokens per CPU second"},
+                {"both": GOALS["vllm"]},
+                f"{size} model on vLLM, grammar",
+            )
+            row[2].set_ylabel("through chatd ÷ vLLM alone")
     canvas.savefig(file, dpi=120)
     pyplot.close(canvas)
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {"models": {}}
-    sizes = ("1m",) if arguments.short else ("1m", "100m")
+    sizes: tuple[Literal["1m", "100m"], ...] = ("1m",) if arguments.short else ("1m", "100m")
     users = (1, 8) if arguments.short else USERS
     rounds = 1 if arguments.short else arguments.rounds
+    parts = [part for part in PARTS if part in (arguments.part or PARTS)]
+    if "vllm" in parts and not PYTHON.exists():
+        print("no vLLM here (scripts/setup-vllm makes one): its part is left out", file=sys.stderr)
+        parts.remove("vllm")
     with tempfile.TemporaryDirectory() as place:
         for size in sizes:
             folder = Path(place) / size
             tiny.make(folder, size)
             steps = len(users) * (rounds + 1)
             with Progress(disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
-                task = bar.add_task(f"{size} model", total=steps * 3 + 2)
+                task = bar.add_task(
+                    f"{size} model",
+                    total=sum({"engine": steps, "prompts": 2, "path": steps, "vllm": steps}[each] for each in parts),
+                )
 
                 def tick(bar: Progress = bar, task: Any = task) -> None:
                     bar.advance(task)
 
                 part: dict[str, Any] = {"count": 8 if size == "100m" or arguments.short else 20}
-                part["throughput"] = await throughput(folder, rounds, users, tick)
-                part["prefixes"] = await prefixes(folder, part["count"])
-                tick()
-                part["gaps"] = await gaps(folder, 4, 2)
-                tick()
-                part["path"] = await path(folder, rounds, users, tick)
+                if "engine" in parts:
+                    part["throughput"] = await throughput(folder, rounds, users, tick)
+                if "prompts" in parts:
+                    part["prefixes"] = await prefixes(folder, part["count"])
+                    tick()
+                    part["gaps"] = await gaps(folder, 4, 2)
+                    tick()
+                if "path" in parts:
+                    part["path"] = await path(folder, rounds, users, tick)
+                if "vllm" in parts:
+                    part["vllm"] = await vllm_path(folder, rounds, users, tick)
             figures["models"][size] = part
     return figures
 
@@ -473,7 +652,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="alternating rounds of each figure (default: 3)")
     parser.add_argument("--short", action="store_true", help="the tiny model, 1 and 8 users, one round")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this part; may be given again")
     arguments = parser.parse_args()
+    blas = fast_blas()
+    if blas and os.environ.get("LD_PRELOAD") != blas["LD_PRELOAD"]:
+        # Which library a process computes with is settled when it starts.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **blas})  # noqa: S606
     arguments.rounds = max(1, min(arguments.rounds, 20))
     figures = asyncio.run(measure(arguments))
     show(figures)

@@ -1,7 +1,8 @@
 """Kill or stop the inference worker while it writes, again and again, and check every promise to the phones.
 
 ``python -m tests.faults.workers --runs 50`` prints what each kind of fault led to and exits with 1 on the first broken
-promise, naming its seed. Two workers share the queue; each fault meets the one that writes. Kinds:
+promise, naming its seed. Two workers share the queue; each fault meets one that is writing to a phone at that moment,
+and what is measured is how soon the phones whose questions it holds hear of it. Kinds:
 
 - ``kill``: SIGKILL the engine's process; its supervisor starts another one.
 - ``stop``: SIGSTOP it; the supervisor finds it silent and kills it.
@@ -29,6 +30,7 @@ from typing import Any, Literal
 
 from rich.progress import Progress
 
+from tests.blas import fast_blas
 from tests.chat_client import Broken, ChatClient
 from tests.server import Hospital, clean_environment, hospital
 
@@ -45,6 +47,8 @@ ENV = {
     "CHATD_ENGINE_SLOTS": "6",
     "CHATD_ENGINE_RESERVED_SLOTS": "1",
     "CHATD_ANSWER_MAX_TOKENS": "160",
+    # Short prompts: what is looked at here is what follows them.
+    "CHATD_PROMPT_BUDGET_TOKENS": "2200",
 }
 
 
@@ -58,7 +62,7 @@ class Infer:
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
-            env={**clean_environment(), **place.env},
+            env={**clean_environment(), **fast_blas(), **place.env},
         )
 
     def engine_pid(self) -> int:
@@ -100,6 +104,7 @@ class Phone:
         self.client, self.msg_id = client, msg_id
         self.heard: list[tuple[float, dict[str, Any]]] = []
         self.answer: dict[str, Any] | None = None
+        self.response_id: str | None = None
         self.writing = asyncio.Event()
 
     async def ask(self) -> None:
@@ -112,13 +117,13 @@ class Phone:
                 "patient_id": "7823",
             }
         )
-        attempt, response_id = 0, None
+        attempt = 0
         while self.answer is None:
             async with asyncio.timeout(WAIT_S):
                 frame = await self.client.receive()
             if frame["type"] == "accepted":
-                response_id = frame["response_id"]
-            if frame.get("response_id") != response_id or response_id is None:
+                self.response_id = frame["response_id"]
+            if frame.get("response_id") != self.response_id or self.response_id is None:
                 continue
             self.heard.append((time.monotonic(), frame))
             if frame["type"] == "ai_delta":
@@ -145,10 +150,20 @@ class Phone:
         return longest
 
 
-async def fault(kind: Kind, victim: Infer, chance: random.Random) -> None:
+def holders(place: Hospital, phones: list[Phone]) -> dict[str, int]:
+    """Which supervisor's worker holds each question that is being written now."""
+    held = {}
+    with place.redis() as redis:
+        for phone in phones:
+            state, worker = redis.hmget(f"chatd:{{queue}}:job:{phone.response_id}", "state", "worker")
+            if state == b"running":
+                held[phone.msg_id] = int(worker.split(b"-")[-2])  # HOST-PID-CHANCE
+    return held
+
+
+def fault(kind: Kind, victim: Infer) -> None:
     """Let it happen to the process that writes."""
     pid = victim.engine_pid()
-    await asyncio.sleep(chance.random() * 0.3)
     if kind == "kill":
         send(pid, signal.SIGKILL)
     elif kind == "stop":
@@ -191,8 +206,13 @@ async def one_run(seed: int, place: Hospital, url: str, workers: list[Infer], to
     )
     if not done:
         raise Broken("nothing was written")
-    victim = workers[seed % len(workers)]
-    await fault(kind, victim, chance)
+    await asyncio.sleep(chance.random() * 0.3)
+    held = holders(place, phones)
+    struck_pid = next((held[phone.msg_id] for phone in phones if phone.writing.is_set() and phone.msg_id in held), None)
+    # The text may have ended since: then the fault meets whichever worker holds anything, or one of them.
+    struck_pid = struck_pid or next(iter(held.values()), workers[seed % len(workers)].process.pid)
+    victim = next(worker for worker in workers if worker.process.pid == struck_pid)
+    fault(kind, victim)
     struck = time.monotonic()
     if kind == "zombie":
         await asyncio.sleep(7.0)  # longer than the lease: others have its jobs now
@@ -211,7 +231,8 @@ async def one_run(seed: int, place: Hospital, url: str, workers: list[Infer], to
         if answers[0]["patient_id"] != "7823":
             raise Broken("an answer about somebody else")
         again += answers[0]["attempt"] > 1
-        silences.append(phone.longest_silence_s(struck))
+        if held.get(phone.msg_id) == struck_pid:
+            silences.append(phone.longest_silence_s(struck))
     for client in clients:
         await client.close()
     return {"kind": kind, "heard_s": max(silences, default=0.0), "again": again}

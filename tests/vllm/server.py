@@ -58,8 +58,9 @@ FLAGS = (
 
 
 def environment() -> dict[str, str]:
-    """The process's environment for anything of vLLM."""
-    return {**os.environ, **ENVIRONMENT}
+    """The process's environment for anything of vLLM; torch keeps its own BLAS, whatever this process has."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "OPENBLAS_NUM_THREADS")}
+    return {**clean, **ENVIRONMENT}
 
 
 def require() -> None:
