@@ -15,6 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+# Suites that several engines inherit: their assertions show values like those of any test.
+pytest.register_assert_rewrite("tests.inference.conformance", "tests.inference.stories")
+
 from tests.redis_server import RedisServer  # noqa: E402
 
 # A shared machine may stall for a second at any time; how long an example takes is no property of the code.

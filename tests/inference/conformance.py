@@ -1,6 +1,5 @@
 """What every engine must do, as one suite: a test module gives it a ``Rig`` and gets all of these tests.
 
-    pytest.register_assert_rewrite("tests.inference.conformance")
     from tests.inference.conformance import Conformance, Rig
 
     @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -1,6 +1,5 @@
 """Whole stories over WebSockets, as one class for every engine: a test module gives it a place and gets all of them.
 
-    pytest.register_assert_rewrite("tests.inference.stories")
     from tests.inference.stories import Stories, running
 
     @pytest.fixture(scope="module")

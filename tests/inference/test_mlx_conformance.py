@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-pytest.register_assert_rewrite("tests.inference.conformance")
-
-from chatd.clock import SystemClock  # noqa: E402
-from chatd.inference.engine import Generation  # noqa: E402
-from chatd.inference.mlx import MlxEngine  # noqa: E402
-from chatd.inference.sections import grammar  # noqa: E402
-from chatd.inference.tiny import make  # noqa: E402
-from chatd.inference.tokens import Tokens  # noqa: E402
-from tests.inference.conformance import Conformance, Rig  # noqa: E402
+from chatd.clock import SystemClock
+from chatd.inference.engine import Generation
+from chatd.inference.mlx import MlxEngine
+from chatd.inference.sections import grammar
+from chatd.inference.tiny import make
+from chatd.inference.tokens import Tokens
+from tests.inference.conformance import Conformance, Rig
 
 ACTIONS = ("order_ecg", "notify_icu", "order_troponin")
 #: A random model may end a free text at any token; this one cannot end before it was told to go.

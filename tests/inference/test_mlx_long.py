@@ -7,10 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-pytest.register_assert_rewrite("tests.inference.conformance")
-
-from tests.inference.conformance import Conformance, Rig  # noqa: E402
-from tests.inference.test_mlx_conformance import open_rig  # noqa: E402
+from tests.inference.conformance import Conformance, Rig
+from tests.inference.test_mlx_conformance import open_rig
 
 pytestmark = pytest.mark.inference
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import pytest
 import pytest_asyncio
 
-pytest.register_assert_rewrite("tests.inference.conformance")
-
-from chatd.inference.scripted import ScriptedEngine, ScriptedTokens  # noqa: E402
-from chatd.inference.sections import grammar  # noqa: E402
-from tests.inference.conformance import Conformance, Rig  # noqa: E402
+from chatd.inference.scripted import ScriptedEngine, ScriptedTokens
+from chatd.inference.sections import grammar
+from tests.inference.conformance import Conformance, Rig
 
 ACTIONS = ("order_ecg", "notify_icu", "order_troponin")
 

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("tests.inference.stories")
-
-from chatd.inference import tiny  # noqa: E402
-from tests.inference.stories import Stories, running  # noqa: E402
-from tests.server import Hospital  # noqa: E402
+from chatd.inference import tiny
+from tests.inference.stories import Stories, running
+from tests.server import Hospital
 
 pytestmark = pytest.mark.inference
 

@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-pytest.register_assert_rewrite("tests.inference.conformance")
-
-from chatd.inference.sections import grammar  # noqa: E402
-from chatd.inference.tokens import Tokens  # noqa: E402
-from chatd.inference.vllm import VllmEngine  # noqa: E402
-from tests.inference.conformance import Conformance, Rig  # noqa: E402
-from tests.vllm.server import MODEL  # noqa: E402
+from chatd.inference.sections import grammar
+from chatd.inference.tokens import Tokens
+from chatd.inference.vllm import VllmEngine
+from tests.inference.conformance import Conformance, Rig
+from tests.vllm.server import MODEL
 
 pytestmark = pytest.mark.vllm
 

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.inference.stories")
-
-from tests.inference.stories import WAIT_S, Stories, doctor, running, stop_one  # noqa: E402
-from tests.server import Hospital  # noqa: E402
-from tests.vllm.server import running_requests  # noqa: E402
+from tests.inference.stories import WAIT_S, Stories, doctor, running, stop_one
+from tests.server import Hospital
+from tests.vllm.server import running_requests
 
 pytestmark = pytest.mark.vllm
 
