@@ -248,9 +248,15 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reach(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom an alert can reach now: an open app, a push extension alone, or neither; each user once.
+
+    ``covered``: of those who are away or in a procedure, who has taken over for them (user to delegate).
+    """
+
     online: tuple[str, ...] = ()
     push: tuple[str, ...] = ()
     unreachable: tuple[str, ...] = ()
+    covered: dict[str, str] = {}
 
 
 class PatientInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -538,8 +544,33 @@ class AlertOption(msgspec.Struct, frozen=True, kw_only=True):
     label: str
 
 
+class AlertSlot(msgspec.Struct, frozen=True, kw_only=True):
+    """One place in a team that an alert calls together; ``by`` None: still empty."""
+
+    id: str
+    label: str
+    by: str | None = None
+    eta_at: str | None = None
+
+
+class AlertHolder(msgspec.Struct, frozen=True, kw_only=True):
+    """One person's answer to an alert. ``answer``: accept, decline or done; the last one counts."""
+
+    user_id: str
+    answer: str
+    at: str
+    eta_at: str | None = None
+    slot: str | None = None
+    reason: str | None = None
+
+
 class SystemNotification(Frame, frozen=True, kw_only=True, tag="system_notification"):
-    """An alert, the same bytes for every phone of the department. Durable by ``alert_seq``."""
+    """An alert, the same bytes for every phone of the department. Durable by ``alert_seq``.
+
+    ``event``: ``raised``, ``repeated`` and ``escalated`` ring where ``to`` names the phone's user, one of its roles or
+    the department; ``stood_down``, ``resolved`` and ``expired`` end it. ``state`` is the alert's after the event.
+    ``raised_at``: of the alert; ``timestamp``: of this event. ``bundled``: alerts like it that were joined to it.
+    """
 
     priority: str
     content: str
@@ -555,6 +586,13 @@ class SystemNotification(Frame, frozen=True, kw_only=True, tag="system_notificat
     expires_at: str | None = None
     dedup_key: str | None = None
     timestamp: str = ""
+    state: str = ""
+    to: AlertTarget | None = None
+    step: int = 0
+    slots: tuple[AlertSlot, ...] = ()
+    bundled: int = 0
+    raised_at: str = ""
+    drill: bool = False
 
 
 class AlertCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -566,7 +604,10 @@ class AlertCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AlertUpdate(Frame, frozen=True, kw_only=True, tag="alert_update"):
-    """A change of an alert's state. Durable by ``alert_seq``."""
+    """A change of an alert's state. Durable by ``alert_seq``. ``event``: what happened, ``by``: through whom.
+
+    ``who``: the answers of people so far, without those whose phones have merely received it; ``counts`` has these.
+    """
 
     alert_id: str
     state: str
@@ -575,6 +616,11 @@ class AlertUpdate(Frame, frozen=True, kw_only=True, tag="alert_update"):
     step: int = 0
     next_escalation_at: str | None = None
     alert_seq: int = 0
+    event: str = ""
+    who: tuple[AlertHolder, ...] = ()
+    slots: tuple[AlertSlot, ...] = ()
+    resolve_by: str | None = None
+    timestamp: str = ""
 
 
 class ActionUpdate(Frame, frozen=True, kw_only=True, tag="action_update"):

@@ -1,0 +1,188 @@
+"""What an alert is: the words and shapes that the board, the ledger, the gateway and the ways in share.
+
+Plain data. Moments are aware datetimes in UTC; what is sealed on disk is said in ``chatd.ledger``.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final, Literal
+
+import msgspec
+
+from protocols.frames import AlertTarget, Reach, SystemNotification
+
+Priority = Literal["low", "normal", "high", "critical"]
+
+#: ``delivering``: open, repeated and escalated. ``unanswered``: every step has been taken and nobody has it; repeated
+#: on. ``in_progress``: somebody has it (every slot, where it has slots); quiet until ``resolve_by``. The others are
+#: the end.
+State = Literal["delivering", "unanswered", "in_progress", "resolved", "stood_down", "expired"]
+CLOSED: Final[frozenset[State]] = frozenset(("resolved", "stood_down", "expired"))
+
+#: Every change is one event with the next ``alert_seq`` of its department. ``receipts``: phones have received or shown
+#: it (many at once). ``joined``: another alert like it came and was bundled. ``reminded``: accepted, not done in time.
+Event = Literal[
+    "raised",
+    "repeated",
+    "escalated",
+    "joined",
+    "receipts",
+    "accepted",
+    "declined",
+    "unanswered",
+    "reminded",
+    "resolved",
+    "stood_down",
+    "expired",
+]
+#: Sent as ``system_notification``, with the alert's text; every other event as ``alert_update``.
+NOTIFYING: Final[frozenset[Event]] = frozenset(("raised", "repeated", "escalated", "stood_down", "resolved", "expired"))
+
+Answer = Literal["delivered", "displayed", "accept", "decline", "done", "stand_down"]
+#: What phones say by themselves; nobody has decided anything.
+RECEIPTS: Final[frozenset[Answer]] = frozenset(("delivered", "displayed"))
+
+#: ``repeat``: ring again. ``step``: the policy's next step. ``remind``: accepted and not done. ``expire``: the end.
+TimerKind = Literal["repeat", "step", "remind", "expire"]
+
+
+class Raise(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody wants an alert. ``key`` is the caller's idempotency key: the same one again is the same alert.
+
+    ``department``: whose phones get it. ``raised_by``: a user id, or ``service:NAME``. ``policy``: an id of
+    ``policies``; None: by the department and priority. ``expires_at``: None: the policy's.
+    """
+
+    key: str
+    raised_by: str
+    department: str
+    to: AlertTarget
+    priority: Priority
+    content: str
+    requires_action: bool = False
+    patient_id: str | None = None
+    policy: str | None = None
+    dedup_key: str | None = None
+    is_drill: bool = False
+
+
+class Raised(msgspec.Struct, frozen=True, kw_only=True):
+    """The ledger has it. ``is_duplicate``: this key was known; the alert is the first one's."""
+
+    alert_id: str
+    alert_seq: int
+    reach: Reach
+    is_duplicate: bool = False
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    """One person's answer. ``key``: the idempotency key of ``user_id``."""
+
+    key: str
+    user_id: str
+    roles: tuple[str, ...]
+    department: str
+    alert_id: str
+    answer: Answer
+    eta_min: int | None = None
+    reason: str | None = None
+    slot: str | None = None
+
+
+class Person(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one person stands with one alert. ``answer``: the furthest: addressed, delivered, displayed, accept,
+    decline, done. ``step``: the policy's step that addressed them."""
+
+    user_id: str
+    answer: str = "addressed"
+    at: datetime
+    step: int = 0
+    eta_at: datetime | None = None
+    slot: str | None = None
+    reason: str | None = None
+
+
+class Slot(msgspec.Struct, frozen=True, kw_only=True):
+    """One place in a team. ``role``: who may take it; empty: anybody whom the alert addresses."""
+
+    id: str
+    label: str
+    label_pt: str
+    role: str = ""
+    by: str | None = None
+    eta_at: datetime | None = None
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """One alert as it stands. ``step``: the policy's step that was taken last, from 0. ``rings``: how often it has
+    rung since then. ``to``: whom the present step addresses; earlier steps' people stay addressed."""
+
+    alert_id: str
+    department: str
+    to: AlertTarget
+    priority: Priority
+    content: str
+    requires_action: bool
+    raised_by: str
+    raised_at: datetime
+    updated_at: datetime
+    policy: str
+    state: State = "delivering"
+    step: int = 0
+    rings: int = 0
+    patient_id: str | None = None
+    dedup_key: str | None = None
+    bundled: int = 0
+    slots: tuple[Slot, ...] = ()
+    people: tuple[Person, ...] = ()
+    expires_at: datetime | None = None
+    resolve_by: datetime | None = None
+    is_drill: bool = False
+
+
+class Timer(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is due. A change of the alert replaces all its timers, so each fires once or not at all."""
+
+    kind: TimerKind
+    due_at: datetime
+
+
+class Happened(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of an alert; it gets its ``alert_seq`` in the transaction that records it."""
+
+    event: Event
+    at: datetime
+    by: str = ""
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command or a timer does to an alert: how it stands now, what happened in order, and every timer it has
+    from now on (those it had before are gone)."""
+
+    alert: Alert
+    events: tuple[Happened, ...]
+    timers: tuple[Timer, ...]
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """One durable frame of a department's alert log, as stored: the encoded JSON object with its ``alert_seq``."""
+
+    alert_seq: int
+    frame: bytes
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """What a department's alert log holds: from ``first_seq`` to ``last_seq``; empty where first is last plus 1."""
+
+    first_seq: int
+    last_seq: int
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """Who has it: the alert as its raiser sees it."""
+
+    notification: SystemNotification
+    state: State
+    people: tuple[Person, ...]
+    reach: Reach
