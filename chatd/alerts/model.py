@@ -47,6 +47,29 @@ RECEIPTS: Final[frozenset[Answer]] = frozenset(("delivered", "displayed"))
 TimerKind = Literal["repeat", "step", "remind", "expire"]
 
 
+#: Where a phone may be heard from. A wall board is nobody's.
+Channel = Literal["app", "push"]
+Availability = Literal["available", "busy", "in_procedure", "off"]
+
+
+class PresenceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one person in one department now; content-free, and gone with Redis.
+
+    ``channels``: those on which a phone of theirs has been heard lately; empty: they were here within the last shift
+    and are not now. ``roles``: of the tokens of these phones. ``delegate_to``: whom they have asked to take over;
+    nobody is covered before ``is_accepted``. What has run out (``until``) is no longer told here.
+    """
+
+    user_id: str
+    roles: tuple[str, ...] = ()
+    channels: tuple[Channel, ...] = ()
+    heard_at: datetime | None = None
+    state: Availability = "available"
+    until: datetime | None = None
+    delegate_to: str | None = None
+    is_accepted: bool = False
+
+
 class Raise(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody wants an alert. ``key`` is the caller's idempotency key: the same one again is the same alert.
 
