@@ -1,0 +1,304 @@
+"""Who is here: every gateway says of its phones every few seconds that it hears them. In Redis, without content.
+
+Losing it loses no promise: within one beat it is known again who is here, and until then an alert says that its reach
+is not known whole. A gateway always knows its own phones, whatever has become of Redis. All moments of beats are
+Redis's own time, so that a gateway whose clock was set wrong makes nobody seem away.
+
+=============================  ======  ==========================================================================
+``chatd:presence:in:DEPT``     hash    ``USER|CHANNEL`` to ``MS ROLE,ROLE``: last heard, and the roles of that token
+``chatd:presence:state:USER``  string  what the person is available for, until when, and who was asked to take over
+``chatd:presence:ask:ALERT``   string  which person's request this alert carries to a delegate
+=============================  ======  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, cast
+
+import msgspec
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from chatd import metrics
+from chatd.alerts.model import Availability, Channel, PresenceRecord
+from chatd.logs import error_name
+from protocols.errors import ChatdError
+
+log = structlog.get_logger(__name__)
+
+#: Three beats fit into what counts as here, so that one lost beat takes nobody away.
+BEAT_S: Final = 4.0
+FRESH_S: Final = 3 * BEAT_S
+#: Who was here within a shift belongs to the department and is told as unreachable; before that, they went home.
+KEPT_S: Final = 12 * 3600
+#: Nobody is in a procedure for longer; a state without an end ends by itself, so that a forgotten one harms no night.
+MAX_STATE_S: Final = 12 * 3600
+#: An alert does not wait longer for what is known of people: it goes out, and says that its reach is not known.
+ANSWER_WITHIN_S: Final = 0.25
+#: A beat may take longer, nobody waits for it.
+_BEAT_WITHIN_S: Final = 2.0
+
+_BEAT: Final = """
+local now = redis.call('TIME')
+local ms = string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000))
+for i = 2, #ARGV, 2 do
+  redis.call('HSET', KEYS[1], ARGV[i], ms .. ' ' .. ARGV[i + 1])
+end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+return ms
+"""
+
+#: Changes the state only if it still is the request that this alert carried: an acceptance may come late.
+_COVER: Final = """
+local state = redis.call('GET', KEYS[1])
+if not state then return 0 end
+local found = cjson.decode(state)
+if found['ask'] ~= ARGV[1] or found['delegate_to'] ~= ARGV[2] then return 0 end
+found['is_accepted'] = ARGV[3] == '1'
+redis.call('SET', KEYS[1], cjson.encode(found), 'KEEPTTL')
+return 1
+"""
+
+
+class PresenceUnavailable(ChatdError):
+    """Redis did not answer: what a person is available for is not changed, or not known to be."""
+
+
+class Here(msgspec.Struct, frozen=True, kw_only=True):
+    """One open phone of this gateway."""
+
+    department: str
+    user_id: str
+    channel: Literal["app", "push", "board"]
+    roles: tuple[str, ...] = ()
+
+
+class Present(msgspec.Struct, frozen=True, kw_only=True):
+    """A department's people, by user id. ``is_whole`` False: Redis did not answer, and only this gateway's phones and
+    nobody's state are known."""
+
+    records: tuple[PresenceRecord, ...]
+    is_whole: bool = True
+
+
+class Availed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person has said of themselves. ``ask``: the alert that asks the delegate; empty: none does."""
+
+    state: Availability
+    until: datetime | None = None
+    delegate_to: str | None = None
+    ask: str = ""
+    is_accepted: bool = False
+
+
+class Presence:
+    """Presence of all departments. ``phones`` is set by the gateway: its open phones, boards among them or not."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._beat = redis.register_script(_BEAT)
+        self._cover = redis.register_script(_COVER)
+        self.phones: Callable[[], Iterable[Here]] = tuple
+
+    async def run(self) -> None:
+        """Beat until cancelled. A beat that fails is the next one's matter."""
+        while True:
+            try:
+                await self.beat()
+            except PresenceUnavailable as error:
+                log.warning("presence_not_told", error=error_name(error))
+            await asyncio.sleep(BEAT_S)
+
+    async def beat(self) -> None:
+        """Say of all of this gateway's phones that they are here: one round trip, however many they are.
+
+        Raises:
+            PresenceUnavailable: Redis did not take it within 2 s.
+        """
+        told: dict[str, dict[str, str]] = {}
+        for phone in self.phones():
+            if phone.channel != "board":
+                roles = ",".join(phone.roles)
+                told.setdefault(phone.department, {})[f"{phone.user_id}|{phone.channel}"] = roles
+        if not told:
+            return
+        try:
+            async with asyncio.timeout(_BEAT_WITHIN_S):
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for department, fields in told.items():
+                        arguments: list[Any] = [KEPT_S]
+                        for field, roles in fields.items():
+                            arguments += [field, roles]
+                        await self._beat(keys=[_key(department)], args=arguments, client=pipe)
+                    await pipe.execute()
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise PresenceUnavailable from error
+
+    async def of(self, department: str) -> Present:
+        """The people of a department, as far as it is known within a quarter of a second. Never raises."""
+        own: dict[tuple[str, Channel], tuple[str, ...]] = {
+            (phone.user_id, phone.channel): phone.roles
+            for phone in self.phones()
+            if phone.department == department and phone.channel != "board"
+        }
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                now, heard = await self._heard(department)
+                states = await self._states(sorted({user for user, _ in (*own, *heard)}))
+        except (RedisError, OSError, TimeoutError):
+            metrics.REDIS_ERRORS.inc()
+            return Present(records=_records(own, {}, {}, None), is_whole=False)
+        return Present(records=_records(own, heard, states, now))
+
+    async def state_of(self, user_id: str) -> Availed | None:
+        """What a person has said of themselves, if it holds still.
+
+        Raises:
+            PresenceUnavailable: Redis did not answer.
+        """
+        try:
+            async with asyncio.timeout(_BEAT_WITHIN_S):
+                return (await self._states([user_id])).get(user_id)
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise PresenceUnavailable from error
+
+    async def set(self, user_id: str, availed: Availed, *, now: datetime) -> None:
+        """Note what a person is available for; ``available`` forgets what was noted, with any delegate.
+
+        It holds until ``availed.until``, at most 12 hours. Twice is the same as once.
+
+        Raises:
+            PresenceUnavailable: Redis did not answer: it may or may not be noted, and may be sent again.
+        """
+        seconds = MAX_STATE_S
+        if availed.until is not None:
+            seconds = max(1, min(MAX_STATE_S, round((availed.until - now).total_seconds())))
+        try:
+            async with asyncio.timeout(_BEAT_WITHIN_S):
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    if availed.state == "available":
+                        pipe.delete(_state_key(user_id))
+                    else:
+                        pipe.set(_state_key(user_id), msgspec.json.encode(availed), ex=seconds)
+                        if availed.ask:
+                            pipe.set(_ask_key(availed.ask), user_id, ex=seconds)
+                    await pipe.execute()
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise PresenceUnavailable from error
+
+    async def delegate_answered(self, alert_id: str, delegate: str, *, accepts: bool) -> str | None:
+        """A delegate has answered the alert that asked: from now on, or no longer, they cover.
+
+        Returns whom they cover, or None where the alert asked nothing of the kind, asked somebody else, or the person
+        has said something new since. Twice is the same as once.
+
+        Raises:
+            PresenceUnavailable: Redis did not answer; the caller sends it again.
+        """
+        try:
+            async with asyncio.timeout(_BEAT_WITHIN_S):
+                found = await cast(Any, self._redis.get(_ask_key(alert_id)))
+                if found is None:
+                    return None
+                user_id = str(found.decode())
+                changed = await self._cover(keys=[_state_key(user_id)], args=[alert_id, delegate, int(accepts)])
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_ERRORS.inc()
+            raise PresenceUnavailable from error
+        return user_id if changed else None
+
+    async def _heard(self, department: str) -> tuple[datetime, dict[tuple[str, Channel], tuple[datetime, str]]]:
+        """Redis's time, and when each person was last heard on each channel, with their roles."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hgetall(_key(department))
+            (seconds, micros), fields = await pipe.execute()
+        now = _moment(seconds * 1000 + micros // 1000)
+        heard: dict[tuple[str, Channel], tuple[datetime, str]] = {}
+        gone = []
+        for field, value in cast("dict[bytes, bytes]", fields).items():
+            user, _, channel = field.decode().rpartition("|")
+            ms, _, roles = value.decode().partition(" ")
+            at = _moment(int(ms))
+            if now - at > timedelta(seconds=KEPT_S):
+                gone.append(field)
+            else:
+                heard[user, cast(Channel, channel)] = at, roles
+        if gone:
+            await cast(Any, self._redis.hdel(_key(department), *gone))
+        return now, heard
+
+    async def _states(self, users: Sequence[str]) -> dict[str, Availed]:
+        if not users:
+            return {}
+        found = await cast(Any, self._redis.mget([_state_key(user) for user in users]))
+        return {
+            user: msgspec.json.decode(state, type=Availed)
+            for user, state in zip(users, found, strict=True)
+            if state is not None
+        }
+
+
+def _records(
+    own: dict[tuple[str, Channel], tuple[str, ...]],
+    heard: dict[tuple[str, Channel], tuple[datetime, str]],
+    states: dict[str, Availed],
+    now: datetime | None,
+) -> tuple[PresenceRecord, ...]:
+    """One record a person, by user id."""
+    channels: dict[str, set[Channel]] = {}
+    roles: dict[str, set[str]] = {}
+    last: dict[str, datetime] = {}
+    for (user, channel), held in own.items():
+        channels.setdefault(user, set()).add(channel)
+        roles.setdefault(user, set()).update(held)
+        if now is not None:
+            last[user] = now
+    # The newest first: what an older beat says of somebody's roles counts only where nothing newer does.
+    for (user, channel), (at, names) in sorted(heard.items(), key=lambda each: each[1][0], reverse=True):
+        is_here = now is not None and now - at <= timedelta(seconds=FRESH_S)
+        if is_here or user not in channels:
+            roles.setdefault(user, set()).update(name for name in names.split(",") if name)
+        channels.setdefault(user, set())
+        if is_here:
+            channels[user].add(channel)
+        last[user] = max(at, last.get(user, at))
+    records = []
+    for user in sorted(channels):
+        said = states.get(user, Availed(state="available"))
+        records.append(
+            PresenceRecord(
+                user_id=user,
+                roles=tuple(sorted(roles.get(user, ()))),
+                channels=tuple(sorted(channels[user])),
+                heard_at=last.get(user),
+                state=said.state,
+                until=said.until,
+                delegate_to=said.delegate_to,
+                is_accepted=said.is_accepted,
+            )
+        )
+    return tuple(records)
+
+
+def _key(department: str) -> str:
+    return f"chatd:presence:in:{department}"
+
+
+def _state_key(user_id: str) -> str:
+    return f"chatd:presence:state:{user_id}"
+
+
+def _ask_key(alert_id: str) -> str:
+    return f"chatd:presence:ask:{alert_id}"
+
+
+def _moment(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
