@@ -33,6 +33,7 @@ class ErrorCode(enum.StrEnum):
     CONFIRM_REQUIRED = "confirm_required"
     STALE_CONTEXT = "stale_context"
     ALERT_CLOSED = "alert_closed"
+    SLOT_TAKEN = "slot_taken"
     ROLE_UNASSIGNED = "role_unassigned"
     SESSION_EXPIRED = "session_expired"
     INTERNAL = "internal"
@@ -120,6 +121,11 @@ ERRORS: dict[ErrorCode, ErrorText] = {
         "O registo mudou desde a proposta; pergunte novamente.",
     ),
     ErrorCode.ALERT_CLOSED: ErrorText(False, "This alert is closed.", "Este alerta está fechado."),
+    ErrorCode.SLOT_TAKEN: ErrorText(
+        False,
+        "Somebody else has this place; choose another.",
+        "Outra pessoa já tem este lugar; escolha outro.",
+    ),
     ErrorCode.ROLE_UNASSIGNED: ErrorText(
         False,
         "Nobody holds this role now; choose another way.",

@@ -540,17 +540,30 @@ class AiResponse(Frame, frozen=True, kw_only=True, tag="ai_response"):
 
 
 class AlertOption(msgspec.Struct, frozen=True, kw_only=True):
+    """One canned answer: what an ``alert_response`` with it holds, and its label in English and Portuguese."""
+
     id: str
     label: str
+    label_pt: str = ""
+    answer: str = "accept"
+    eta_min: int | None = None
+    reason: str | None = None
 
 
 class AlertSlot(msgspec.Struct, frozen=True, kw_only=True):
-    """One place in a team that an alert calls together; ``by`` None: still empty."""
+    """One place in a team that an alert calls together; ``by`` None: still empty.
+
+    ``roles``: those that get it by a plain accept, and ``roles_named`` those that get it by naming it as well; both
+    empty: anybody.
+    """
 
     id: str
     label: str
     by: str | None = None
     eta_at: str | None = None
+    label_pt: str = ""
+    roles: tuple[str, ...] = ()
+    roles_named: tuple[str, ...] = ()
 
 
 class AlertHolder(msgspec.Struct, frozen=True, kw_only=True):
@@ -567,9 +580,11 @@ class AlertHolder(msgspec.Struct, frozen=True, kw_only=True):
 class SystemNotification(Frame, frozen=True, kw_only=True, tag="system_notification"):
     """An alert, the same bytes for every phone of the department. Durable by ``alert_seq``.
 
-    ``event``: ``raised``, ``repeated`` and ``escalated`` ring where ``to`` names the phone's user, one of its roles or
-    the department; ``stood_down``, ``resolved`` and ``expired`` end it. ``state`` is the alert's after the event.
-    ``raised_at``: of the alert; ``timestamp``: of this event. ``bundled``: alerts like it that were joined to it.
+    ``event``: ``raised``, ``repeated`` and ``escalated`` ring where ``to`` or one of ``also`` names the phone's user,
+    one of its roles or the department; ``joined`` brings new words and does not ring; ``stood_down``, ``resolved`` and
+    ``expired`` end it. ``state`` is the alert's after the event. ``raised_at``: of the alert; ``timestamp``: of this
+    event. ``bundled``: alerts like it that were joined to it. ``by``: through whom it happened. ``who``: as in
+    ``alert_update``. ``reached``: with ``stood_down``, the users whose phones have it.
     """
 
     priority: str
@@ -593,9 +608,16 @@ class SystemNotification(Frame, frozen=True, kw_only=True, tag="system_notificat
     bundled: int = 0
     raised_at: str = ""
     drill: bool = False
+    by: str = ""
+    also: tuple[AlertTarget, ...] = ()
+    who: tuple[AlertHolder, ...] = ()
+    reached: tuple[str, ...] = ()
+    resolve_by: str | None = None
 
 
 class AlertCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """How many people: each includes those who went further. ``unreachable``: addressed, and no phone has it yet."""
+
     delivered: int = 0
     displayed: int = 0
     accepted: int = 0
@@ -606,7 +628,8 @@ class AlertCounts(msgspec.Struct, frozen=True, kw_only=True):
 class AlertUpdate(Frame, frozen=True, kw_only=True, tag="alert_update"):
     """A change of an alert's state. Durable by ``alert_seq``. ``event``: what happened, ``by``: through whom.
 
-    ``who``: the answers of people so far, without those whose phones have merely received it; ``counts`` has these.
+    ``who``: the answers of people so far, without those whose phones have merely received it (``counts`` has these),
+    in the order in which they were given: of those who accept, the first has it.
     """
 
     alert_id: str

@@ -37,7 +37,11 @@ Event = Literal[
     "expired",
 ]
 #: Sent as ``system_notification``, with the alert's text; every other event as ``alert_update``.
-NOTIFYING: Final[frozenset[Event]] = frozenset(("raised", "repeated", "escalated", "stood_down", "resolved", "expired"))
+NOTIFYING: Final[frozenset[Event]] = frozenset(
+    ("raised", "repeated", "escalated", "joined", "stood_down", "resolved", "expired")
+)
+#: Those of them that ring; ``joined`` brings changed words and rings no phone by itself.
+RINGING: Final[frozenset[Event]] = frozenset(("raised", "repeated", "escalated"))
 
 Answer = Literal["delivered", "displayed", "accept", "decline", "done", "stand_down"]
 #: What phones say by themselves; nobody has decided anything.
@@ -74,7 +78,7 @@ class Raise(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody wants an alert. ``key`` is the caller's idempotency key: the same one again is the same alert.
 
     ``department``: whose phones get it. ``raised_by``: a user id, or ``service:NAME``. ``policy``: an id of
-    ``policies``; None: by the department and priority. ``expires_at``: None: the policy's.
+    ``policies``; None: by the department and priority.
     """
 
     key: str
@@ -113,9 +117,14 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     slot: str | None = None
 
 
+#: ``Person.step`` of somebody whom no step has addressed.
+BYSTANDER: Final = -1
+
+
 class Person(msgspec.Struct, frozen=True, kw_only=True):
     """Where one person stands with one alert. ``answer``: the furthest: addressed, delivered, displayed, accept,
-    decline, done. ``step``: the policy's step that addressed them."""
+    decline, done. ``at``: since when. ``step``: the last of the policy's steps that addressed them; ``BYSTANDER``:
+    none has, their phone has it because every phone of the department has."""
 
     user_id: str
     answer: str = "addressed"
@@ -127,7 +136,10 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
-    """One place in a team. ``role``: who may take it; empty: anybody whom the alert addresses."""
+    """One place in a team. ``role``: the family of ``policies`` that may take it; empty: anybody in the department.
+
+    ``roles``: those that get it by accepting; ``roles_named``: those that get it too, by naming it.
+    """
 
     id: str
     label: str
@@ -135,11 +147,19 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     role: str = ""
     by: str | None = None
     eta_at: datetime | None = None
+    roles: tuple[str, ...] = ()
+    roles_named: tuple[str, ...] = ()
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """One alert as it stands. ``step``: the policy's step that was taken last, from 0. ``rings``: how often it has
-    rung since then. ``to``: whom the present step addresses; earlier steps' people stay addressed."""
+    """One alert as it stands.
+
+    ``step``: the policy's step that was taken last, from 0. ``rings``: how often it has rung since then. ``to``: whom
+    the present step addresses. ``also``: whom it rings beside them: earlier steps' targets, and delegates of people who
+    cannot come. ``next_step_at``, ``next_ring_at``, ``resolve_by``, ``expires_at``: its timers (``board.timers``), in
+    whole milliseconds. ``is_reminded``: accepted, and the holders were asked once whether it is done. ``reach``: whom
+    it could reach when it was raised; what the raiser was told, and is told again under the same key.
+    """
 
     alert_id: str
     department: str
@@ -162,6 +182,11 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None = None
     resolve_by: datetime | None = None
     is_drill: bool = False
+    also: tuple[AlertTarget, ...] = ()
+    next_step_at: datetime | None = None
+    next_ring_at: datetime | None = None
+    is_reminded: bool = False
+    reach: Reach = Reach()
 
 
 class Timer(msgspec.Struct, frozen=True, kw_only=True):
