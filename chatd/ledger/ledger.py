@@ -19,13 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, make_url, select, text, update
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text, update
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from chatd import metrics
+from chatd.ledger.migrate import UnknownRevision, migrate
 from chatd.ledger.rows import Transaction
-from chatd.ledger.tables import SCHEMA_VERSION, facts, metadata
+from chatd.ledger.tables import facts
 from protocols.errors import ChatdError
 
 T = TypeVar("T")
@@ -131,7 +132,7 @@ class Ledger:
         return await self._call(lambda: self._transaction(work, write=True))
 
     async def read(self, work: Callable[[Transaction], T]) -> T:
-        """Run ``work`` in one transaction that only reads; it does not wait for SQLite's writers.
+        """Run ``work`` in one transaction that only reads, all of it as of one moment; it does not wait for writers.
 
         Raises:
             LedgerUnavailable: As ``transact``.
@@ -203,7 +204,10 @@ class Ledger:
                 self._create_tables()
             else:
                 self._begin()  # a ledger that can only be read is still read
-            with self._engine.connect().execution_options(chatd_write=write) as connection, connection.begin():
+            options: dict[str, Any] = {"chatd_write": write}
+            if not write and self._engine.dialect.name == "postgresql":
+                options["isolation_level"] = "REPEATABLE READ"  # all statements of one reader see one moment
+            with self._engine.connect().execution_options(**options) as connection, connection.begin():
                 return work(Transaction(connection))
         except SQLAlchemyError as error:
             # The database's own message may quote what was being written.
@@ -238,20 +242,12 @@ class Ledger:
         with self._engine.connect().execution_options(chatd_write=True) as connection, connection.begin():
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SCHEMA_LOCK})
-            metadata.create_all(connection)
-            _check_schema(connection)
+            try:
+                migrate(connection)
+            except UnknownRevision:
+                raise LedgerUnavailable(Why.SCHEMA) from None
         self._has_tables = True
         self._file = None if path is None else _identity(path)
-
-
-def _check_schema(connection: Connection) -> None:
-    """Write the schema's number into a new ledger, and refuse one of another number."""
-    known = connection.execute(select(facts.c.value).where(facts.c.name == "schema")).scalar_one_or_none()
-    if known is None:
-        rows = [{"name": "schema", "value": SCHEMA_VERSION}, {"name": "checked", "value": 0}]
-        connection.execute(insert(facts), rows)
-    elif known != SCHEMA_VERSION:
-        raise LedgerUnavailable(Why.SCHEMA)
 
 
 def _why(error: SQLAlchemyError) -> Why:

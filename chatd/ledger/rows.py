@@ -5,15 +5,18 @@ Everything here runs inside one transaction on the ledger's own thread and never
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, Select, insert, select, update
+from sqlalchemy import Connection, RowMapping, Select, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from chatd.alerts.model import Alert
 from chatd.ledger.tables import action_events, actions
+from context.seal import Sealer
 
 
 class ActionRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,12 +55,31 @@ class ActionEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Transaction:
-    """The typed statements of one open transaction; it commits when the work it was given returns."""
+    """The typed statements of one open transaction; it commits when the work it was given returns.
+
+    What it holds besides the connection is known within this transaction only, and gone with it.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        #: Alerts as they stood when this transaction locked, made or stored them.
+        self.held_alerts: dict[str, Alert] = {}
+        #: Keys of days that this transaction seals with, locked; and those that it has only read.
+        self.held_days: dict[str, Sealer] = {}
+        self.read_days: dict[str, Sealer] = {}
 
-    def _locked(self, query: Select[Any], *, skip_locked: bool = False) -> Select[Any]:
+    def alone(self, purpose: str) -> None:
+        """Wait until no other transaction is here with the same ``purpose``, and hold it until the commit."""
+        if self.connection.dialect.name == "postgresql":
+            digest = hashlib.sha256(purpose.encode()).digest()
+            key = int.from_bytes(digest[:8], "big", signed=True)
+            self.connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+    def shared(self, query: Select[Any]) -> Select[Any]:
+        """``query`` keeping its rows from being changed until the commit, by nobody but a writer of theirs."""
+        return query.with_for_update(read=True) if self.connection.dialect.name == "postgresql" else query
+
+    def locked(self, query: Select[Any], *, skip_locked: bool = False) -> Select[Any]:
         """``query`` holding its rows until the commit; SQLite locks the whole file when the transaction begins."""
         if self.connection.dialect.name == "postgresql":
             return query.with_for_update(skip_locked=skip_locked)
@@ -73,7 +95,7 @@ class Transaction:
 
     def lock_action(self, action_id: str) -> ActionRow | None:
         """The action, held against every other writer until the commit; None if nobody has touched it."""
-        query = self._locked(select(actions).where(actions.c.action_id == action_id))
+        query = self.locked(select(actions).where(actions.c.action_id == action_id))
         found = self.connection.execute(query).mappings().one_or_none()
         return None if found is None else _action(found)
 
@@ -110,7 +132,7 @@ class Transaction:
             .order_by(actions.c.expires_at, actions.c.action_id)
             .limit(limit)
         )
-        rows = self.connection.execute(self._locked(query, skip_locked=True)).mappings()
+        rows = self.connection.execute(self.locked(query, skip_locked=True)).mappings()
         return tuple(_action(found) for found in rows)
 
     def events(self, action_id: str) -> tuple[ActionEvent, ...]:

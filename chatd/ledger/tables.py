@@ -1,4 +1,6 @@
-"""The ledger's tables, the same on SQLite and PostgreSQL.
+"""The ledger's tables, the same on SQLite and PostgreSQL: how the code sees them.
+
+``migrations/`` makes them, and with them the triggers by which the database itself keeps what is append-only.
 
 No column holds chat text. What names a patient is sealed (``*_sealed``, bytes) or a keyed pseudonym
 (``*_pseudonym``, hex). Times are integers, milliseconds since 1970 in UTC: SQLite has no type for a moment, and
@@ -7,12 +9,11 @@ two databases that round differently would give one command two answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import (
-    DDL,
     BigInteger,
+    CheckConstraint,
     Column,
     Dialect,
     ForeignKey,
@@ -24,11 +25,7 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     UniqueConstraint,
-    event,
 )
-
-#: Raised when a table changes its shape; a ledger of another number is refused, not guessed at.
-SCHEMA_VERSION = 1
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
@@ -55,10 +52,7 @@ class Moment(TypeDecorator[datetime]):
 
 metadata = MetaData()
 
-#: SQLAlchemy leaves this constructor without types.
-_ddl: Callable[[str], DDL] = DDL
-
-#: ``schema``: the number above; ``checked``: when the ledger was last seen to take a write.
+#: ``checked``: when the ledger was last seen to take a write; ``schema``: see the revision 0002.
 facts = Table(
     "ledger_facts",
     metadata,
@@ -109,29 +103,96 @@ action_events = Table(
     UniqueConstraint("action_id", "by_user", "client_msg_id", name="action_events_once"),
 )
 
-# Append-only is kept by the database itself, so that no later line of code can forget it.
-for _verb in ("UPDATE", "DELETE"):
-    event.listen(
-        action_events,
-        "after_create",
-        _ddl(
-            f"CREATE TRIGGER action_events_no_{_verb.lower()} BEFORE {_verb} ON action_events "
-            "BEGIN SELECT RAISE(ABORT, 'action_events is append-only'); END"
-        ).execute_if(dialect="sqlite"),
-    )
-event.listen(
-    action_events,
-    "after_create",
-    _ddl(
-        "CREATE OR REPLACE FUNCTION action_events_append_only() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$BEGIN RAISE EXCEPTION 'action_events is append-only'; END$$"
-    ).execute_if(dialect="postgresql"),
+#: The keys that seal alert texts: one for each UTC day (``2026-01-15``), itself sealed under the installation's ring.
+#: ``key_sealed`` NULL: destroyed, for good; the row stays so that the day is never given another key.
+ledger_keys = Table(
+    "ledger_keys",
+    metadata,
+    Column("day", String(10), primary_key=True),
+    Column("key_sealed", LargeBinary, nullable=True),
 )
-event.listen(
-    action_events,
-    "after_create",
-    _ddl(
-        "CREATE TRIGGER action_events_append_only BEFORE UPDATE OR DELETE ON action_events "
-        "FOR EACH ROW EXECUTE FUNCTION action_events_append_only()"
-    ).execute_if(dialect="postgresql"),
+
+#: Where each department's alert log stands: the number given last, and the oldest that is still kept. The lock on a
+#: department's row orders the commits, so that a reader who sees a number has seen all before it.
+alert_counters = Table(
+    "alert_counters",
+    metadata,
+    Column("department", String(128), primary_key=True),
+    Column("alert_seq", BigInteger, nullable=False),
+    Column("first_seq", BigInteger, nullable=False),
+    CheckConstraint("first_seq >= 1 AND first_seq <= alert_seq + 1", name="alert_counters_order"),
+)
+
+#: One row per alert: how it stands now. In the clear is what is searched by; ``urgency`` is 3 for critical to 0 for
+#: low. ``next_due_at``: of its earliest timer. ``key_day``: the key that sealed ``body_sealed``.
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("alert_id", String(128), primary_key=True),
+    Column("department", String(128), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("urgency", Integer, nullable=False),
+    Column("raised_at", Moment, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+    Column("dedup_mac", String(64), nullable=True),
+    Column("next_due_at", Moment, nullable=True),
+    Column("key_day", String(10), nullable=False),
+    Column("body_sealed", LargeBinary, nullable=False),
+    Index("alerts_by_department", "department", "state"),
+    Index("alerts_by_dedup", "dedup_mac"),
+    Index("alerts_by_due", "next_due_at"),
+    Index("alerts_by_key", "key_day"),
+)
+
+#: Where each person stands with an alert, ``n`` in the alert's own order. What they wrote is in the alert's body.
+alert_people = Table(
+    "alert_people",
+    metadata,
+    Column("alert_id", String(128), ForeignKey("alerts.alert_id"), primary_key=True),
+    Column("user_id", String(256), primary_key=True),
+    Column("n", Integer, nullable=False),
+    Column("answer", String(16), nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("eta_at", Moment, nullable=True),
+    Column("slot", String(128), nullable=True),
+)
+
+#: Every event of every department in order, with the frame that all its phones get; rows are added, never changed,
+#: and removed only below the department's ``first_seq``.
+alert_events = Table(
+    "alert_events",
+    metadata,
+    Column("department", String(128), ForeignKey("alert_counters.department"), primary_key=True),
+    Column("alert_seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("alert_id", String(128), ForeignKey("alerts.alert_id"), nullable=False),
+    Column("event", String(16), nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("by_user", String(256), nullable=False),
+    Column("key_day", String(10), nullable=False),
+    Column("frame_sealed", LargeBinary, nullable=False),
+    Index("alert_events_by_alert", "alert_id"),
+    Index("alert_events_by_key", "key_day"),
+)
+
+#: What is due when; a change of an alert replaces all its rows.
+alert_timers = Table(
+    "alert_timers",
+    metadata,
+    Column("alert_id", String(128), ForeignKey("alerts.alert_id"), primary_key=True),
+    Column("n", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),
+    Column("due_at", Moment, nullable=False),
+)
+
+#: Commands that were taken, by whom and under which of their ids; kept as long as the alert.
+alert_commands = Table(
+    "alert_commands",
+    metadata,
+    Column("by_user", String(256), primary_key=True),
+    Column("command_key", String(256), primary_key=True),
+    Column("body_mac", String(64), nullable=False),
+    Column("alert_id", String(128), ForeignKey("alerts.alert_id"), nullable=False),
+    Column("alert_seq", BigInteger, nullable=False),
+    Index("alert_commands_by_alert", "alert_id"),
 )

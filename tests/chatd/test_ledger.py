@@ -23,7 +23,7 @@ from sqlalchemy import text
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from chatd.ledger import ActionEvent, ActionRow, Ledger, LedgerUnavailable, Transaction, Why
-from chatd.ledger.tables import SCHEMA_VERSION, Moment
+from chatd.ledger.tables import Moment
 
 if TYPE_CHECKING:
     from tests.chatd.pg import PostgresServer
@@ -227,11 +227,7 @@ async def test_open_twice_at_once_makes_one_schema(ledger_url: str) -> None:
 async def test_open_another_schema_is_refused(ledger_url: str) -> None:
     """A ledger written by another version is neither read nor written by guessing."""
     first = Ledger.open(ledger_url, timeout_s=PATIENT_S)
-    await first.transact(
-        lambda tx: tx.connection.execute(
-            text("UPDATE ledger_facts SET value = :v WHERE name = 'schema'"), {"v": SCHEMA_VERSION + 1}
-        )
-    )
+    await first.transact(lambda tx: tx.connection.execute(text("UPDATE alembic_version SET version_num = '9999'")))
     await first.close()
     second = Ledger.open(ledger_url, timeout_s=PATIENT_S)
     with pytest.raises(LedgerUnavailable) as caught:

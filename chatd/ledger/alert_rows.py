@@ -1,0 +1,423 @@
+"""Alerts in the ledger: the statements that read and write them, each within one open transaction.
+
+Nothing here awaits, and nothing decides: the rules are ``chatd.alerts.board``'s. On PostgreSQL all transactions take
+their locks in one order, so that none waits in a circle: the idempotency key (``remembered``), the dedup key
+(``by_dedup``), the alert (``lock``, ``due``), the key of the day (``insert``, ``store``, ``append``), the department's
+counter (``append``). A transaction deals with one alert. On SQLite there is one writer.
+
+Moments are kept to the millisecond. ``SealError`` from any of these means that a row is damaged, was moved, or that
+the installation's ring lost a key; what cannot be read is never left out silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date, datetime
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import ColumnElement, RowMapping, and_, delete, exists, func, select, union, update
+from sqlalchemy import insert as sql_insert
+from sqlalchemy.dialects import postgresql, sqlite
+
+from chatd.alerts.model import CLOSED, Alert, Happened, Person, Recorded, Span, Timer
+from chatd.ledger.day_keys import DayKeys
+from chatd.ledger.rows import Transaction
+from chatd.ledger.tables import (
+    alert_commands,
+    alert_counters,
+    alert_events,
+    alert_people,
+    alert_timers,
+    alerts,
+    ledger_keys,
+)
+
+_URGENCY: Final = {"low": 0, "normal": 1, "high": 2, "critical": 3}
+_CLOSED: Final = tuple(sorted(CLOSED))
+
+
+class Remembered(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a command that was taken. ``body_mac`` tells the same command from another under its key."""
+
+    body_mac: str
+    alert_id: str
+    alert_seq: int
+
+
+class _Body(msgspec.Struct, frozen=True, kw_only=True):
+    """What is sealed of an alert: all of it but its people's rows, and what these people wrote, by user."""
+
+    alert: Alert
+    reasons: dict[str, str] = {}
+
+
+_encode_body = msgspec.msgpack.Encoder().encode
+_decode_body = msgspec.msgpack.Decoder(_Body).decode
+
+
+def insert(tx: Transaction, keys: DayKeys, alert: Alert) -> None:
+    """Add a new alert with its people; it gets its timers and events by the functions below."""
+    tx.connection.execute(sql_insert(alerts).values(_columns(tx, keys, alert)))
+    if alert.people:
+        tx.connection.execute(sql_insert(alert_people), [_person_columns(alert, n) for n in range(len(alert.people))])
+    tx.held_alerts[alert.alert_id] = alert
+
+
+def lock(tx: Transaction, keys: DayKeys, alert_id: str) -> Alert | None:
+    """The alert, held against every other writer until the commit; None if there is none."""
+    row = tx.connection.execute(tx.locked(select(alerts).where(alerts.c.alert_id == alert_id))).mappings().one_or_none()
+    if row is None:
+        return None
+    tx.held_alerts[alert_id] = _alert(tx, keys, row)
+    return tx.held_alerts[alert_id]
+
+
+def read(tx: Transaction, keys: DayKeys, alert_id: str) -> Alert | None:
+    """The alert as last committed; None if there is none."""
+    row = tx.connection.execute(select(alerts).where(alerts.c.alert_id == alert_id)).mappings().one_or_none()
+    return None if row is None else _alert(tx, keys, row)
+
+
+def store(tx: Transaction, keys: DayKeys, alert: Alert) -> None:
+    """Write how an alert stands now; of its people, those rows that are not as they were.
+
+    Raises:
+        ValueError: this transaction has not locked the alert, so what it would write may rest on an old state.
+    """
+    before = tx.held_alerts.get(alert.alert_id)
+    if before is None:
+        raise ValueError("an alert is stored by the transaction that locked it")
+    mine = alerts.c.alert_id == alert.alert_id
+    tx.connection.execute(update(alerts).where(mine).values(_columns(tx, keys, alert)))
+    old = {person.user_id: (n, person) for n, person in enumerate(before.people)}
+    new = {person.user_id: (n, person) for n, person in enumerate(alert.people)}
+    changed = [n for user_id, (n, person) in new.items() if old.get(user_id) != (n, person)]
+    if changed:
+        upsert: Any = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
+        statement = upsert(alert_people)
+        written = {name: statement.excluded[name] for name in ("n", "answer", "at", "step", "eta_at", "slot")}
+        statement = statement.on_conflict_do_update(index_elements=["alert_id", "user_id"], set_=written)
+        tx.connection.execute(statement, [_person_columns(alert, n) for n in changed])
+    gone = sorted(old.keys() - new.keys())
+    if gone:
+        whose = alert_people.c.user_id.in_(gone)
+        tx.connection.execute(delete(alert_people).where(alert_people.c.alert_id == alert.alert_id, whose))
+    tx.held_alerts[alert.alert_id] = alert
+
+
+def set_timers(tx: Transaction, alert_id: str, timers: Sequence[Timer]) -> None:
+    """Replace all timers of an alert that this transaction holds; none is fine."""
+    tx.connection.execute(delete(alert_timers).where(alert_timers.c.alert_id == alert_id))
+    rows = [
+        {"alert_id": alert_id, "n": n, "kind": timer.kind, "due_at": timer.due_at} for n, timer in enumerate(timers)
+    ]
+    if rows:
+        tx.connection.execute(sql_insert(alert_timers), rows)
+    next_due_at = min((timer.due_at for timer in timers), default=None)
+    tx.connection.execute(update(alerts).where(alerts.c.alert_id == alert_id).values(next_due_at=next_due_at))
+
+
+def due(tx: Transaction, now: datetime, limit: int) -> list[tuple[str, Timer]]:
+    """The earliest timer of each of at most ``limit`` alerts with one due, longest due first; the alerts are held.
+
+    On PostgreSQL alerts that another transaction holds are left to it and come again at the next asking, if then
+    something is still due. A second timer of one alert that is due comes at the next asking too: the first one's
+    change may have taken it away. Whoever takes one and changes nothing sets the timers that remain.
+    """
+    query = (
+        select(alerts.c.alert_id)
+        .where(alerts.c.next_due_at <= now)
+        .order_by(alerts.c.next_due_at, alerts.c.alert_id)
+        .limit(limit)
+    )
+    ids = list(tx.connection.execute(tx.locked(query, skip_locked=True)).scalars())
+    # Read after the locks are held, so that a timer which another transaction has just fired is not seen.
+    rows = tx.connection.execute(
+        select(alert_timers)
+        .where(alert_timers.c.alert_id.in_(ids), alert_timers.c.due_at <= now)
+        .order_by(alert_timers.c.due_at, alert_timers.c.alert_id, alert_timers.c.n)
+    )
+    earliest: dict[str, Timer] = {}
+    for row in rows:
+        earliest.setdefault(row.alert_id, Timer(kind=row.kind, due_at=row.due_at))
+    return list(earliest.items())
+
+
+def append(
+    tx: Transaction,
+    keys: DayKeys,
+    department: str,
+    alert_id: str,
+    events: Sequence[tuple[Happened, Callable[[int], bytes]]],
+) -> tuple[Recorded, ...]:
+    """Add events to the department's log under its next numbers, and hold its counter until the commit.
+
+    ``events``: what happened, and how its frame is made of its ``alert_seq``; in order. A transaction that rolls
+    back gives its numbers back, so there is never a hole; while it runs, others of the department wait.
+    """
+    if not events:
+        return ()
+    days = [keys.hold(tx, happened.at) for happened, _ in events]
+    last = _take(tx, department, len(events))
+    recorded = tuple(
+        Recorded(alert_seq=seq, frame=make(seq)) for seq, (_, make) in enumerate(events, start=last - len(events) + 1)
+    )
+    rows = [
+        {
+            "department": department,
+            "alert_seq": each.alert_seq,
+            "alert_id": alert_id,
+            "event": happened.event,
+            "at": happened.at,
+            "by_user": happened.by,
+            "key_day": day,
+            "frame_sealed": keys.seal(tx, day, each.frame, aad=_frame_place(department, each.alert_seq)),
+        }
+        for each, day, (happened, _) in zip(recorded, days, events, strict=True)
+    ]
+    tx.connection.execute(sql_insert(alert_events), rows)
+    return recorded
+
+
+def since(tx: Transaction, keys: DayKeys, department: str, after_seq: int, limit: int) -> tuple[Recorded, ...]:
+    """At most ``limit`` events after ``after_seq``, in order and without holes.
+
+    They begin at ``after_seq`` + 1, or at the log's ``first_seq`` where that is later: then what lies between is
+    forgotten, and the caller has to say so.
+    """
+    rows = tx.connection.execute(
+        select(alert_events.c.alert_seq, alert_events.c.key_day, alert_events.c.frame_sealed)
+        .where(alert_events.c.department == department, alert_events.c.alert_seq > after_seq)
+        .order_by(alert_events.c.alert_seq)
+        .limit(limit)
+    )
+    return tuple(
+        Recorded(
+            alert_seq=row.alert_seq,
+            frame=keys.open(tx, row.key_day, row.frame_sealed, aad=_frame_place(department, row.alert_seq)),
+        )
+        for row in rows.all()
+    )
+
+
+def span(tx: Transaction, department: str) -> Span:
+    """From which number to which the department's log goes; 1 to 0 where nothing has ever happened."""
+    row = tx.connection.execute(select(alert_counters).where(alert_counters.c.department == department)).one_or_none()
+    return Span(first_seq=1, last_seq=0) if row is None else Span(first_seq=row.first_seq, last_seq=row.alert_seq)
+
+
+def open_alerts(tx: Transaction, keys: DayKeys, department: str, limit: int) -> tuple[Alert, ...]:
+    """At most ``limit`` alerts of a department that are not closed: most urgent first, of these the oldest first."""
+    rows = tx.connection.execute(
+        select(alerts)
+        .where(alerts.c.department == department, alerts.c.state.not_in(_CLOSED))
+        .order_by(alerts.c.urgency.desc(), alerts.c.raised_at, alerts.c.alert_id)
+        .limit(limit)
+    ).mappings()
+    found = rows.all()
+    people = _people(tx, [row["alert_id"] for row in found])
+    return tuple(_opened(tx, keys, row, people.get(row["alert_id"], [])) for row in found)
+
+
+def by_dedup(tx: Transaction, keys: DayKeys, department: str, dedup_mac: str, not_before: datetime) -> Alert | None:
+    """The newest open alert with this ``dedup_mac`` (``DayKeys.dedup_mac``) raised since ``not_before``, held.
+
+    On PostgreSQL another transaction that asks for the same waits until this one ends, so that two alerts at once
+    become one.
+    """
+    tx.alone(f"alert_dedup|{department}|{dedup_mac}")
+    query = (
+        select(alerts)
+        .where(
+            alerts.c.dedup_mac == dedup_mac,
+            alerts.c.department == department,
+            alerts.c.state.not_in(_CLOSED),
+            alerts.c.raised_at >= not_before,
+        )
+        .order_by(alerts.c.raised_at.desc(), alerts.c.alert_id)
+        .limit(1)
+    )
+    row = tx.connection.execute(tx.locked(query)).mappings().one_or_none()
+    if row is None:
+        return None
+    alert = tx.held_alerts[row["alert_id"]] = _alert(tx, keys, row)
+    return alert
+
+
+def remembered(tx: Transaction, by: str, key: str) -> Remembered | None:
+    """What became of the command ``key`` of ``by``; None if it was never taken.
+
+    On PostgreSQL the same command in another transaction waits until this one ends, and then finds what it did.
+    """
+    tx.alone(f"alert_command|{by}|{key}")
+    row = tx.connection.execute(
+        select(alert_commands).where(alert_commands.c.by_user == by, alert_commands.c.command_key == key)
+    ).one_or_none()
+    if row is None:
+        return None
+    return Remembered(body_mac=row.body_mac, alert_id=row.alert_id, alert_seq=row.alert_seq)
+
+
+def remember(tx: Transaction, by: str, key: str, body_mac: str, alert_id: str, alert_seq: int) -> None:
+    """Remember that ``by``'s command ``key`` was taken, as long as its alert is kept."""
+    tx.connection.execute(
+        sql_insert(alert_commands).values(
+            by_user=by, command_key=key, body_mac=body_mac, alert_id=alert_id, alert_seq=alert_seq
+        )
+    )
+
+
+def retire(tx: Transaction, before: date) -> int:
+    """Forget what is older than ``before`` and destroy its keys; gives the number of keys destroyed.
+
+    Each department's log begins from now on with its first event of ``before`` or later. Closed alerts of which no
+    event is left go with their people, timers and commands. An alert that is open stays, whatever its age, and so
+    does each key that something still needs: all that is left in the ledger can be read. Twice, or on two nodes at
+    once, does it once.
+    """
+    limit = before.isoformat()
+    # Taken first, so that of two nodes one waits here, and none seals with a key that is being destroyed.
+    living = (ledger_keys.c.day < limit) & ledger_keys.c.key_sealed.is_not(None)
+    days = tx.connection.execute(tx.locked(select(ledger_keys.c.day).where(living).order_by(ledger_keys.c.day)))
+    old = list(days.scalars())
+    if not old:
+        return 0
+    is_old = alert_events.c.key_day.in_(old)
+    departments = select(alert_events.c.department).where(is_old).distinct().order_by(alert_events.c.department)
+    for department in tx.connection.execute(departments).scalars().all():
+        _forget_events(tx, department, limit)
+    _forget_alerts(
+        tx,
+        and_(
+            alerts.c.key_day < limit,
+            alerts.c.state.in_(_CLOSED),
+            ~exists().where(alert_events.c.alert_id == alerts.c.alert_id),
+        ),
+    )
+    needed = union(
+        select(alert_events.c.key_day).where(is_old), select(alerts.c.key_day).where(alerts.c.key_day.in_(old))
+    )
+    unneeded = sorted(set(old) - set(tx.connection.execute(needed).scalars()))
+    if unneeded:
+        destroyed = update(ledger_keys).where(ledger_keys.c.day.in_(unneeded)).values(key_sealed=None)
+        tx.connection.execute(destroyed)
+    return len(unneeded)
+
+
+def _forget_events(tx: Transaction, department: str, limit: str) -> None:
+    mine = alert_counters.c.department == department
+    counter = tx.connection.execute(tx.locked(select(alert_counters).where(mine))).one()
+    kept = select(func.min(alert_events.c.alert_seq)).where(
+        alert_events.c.department == department, alert_events.c.key_day >= limit
+    )
+    first = tx.connection.execute(kept).scalar()
+    first = counter.alert_seq + 1 if first is None else first
+    # The number is moved first: the database lets no event go that the log still counts.
+    tx.connection.execute(update(alert_counters).where(mine).values(first_seq=first))
+    tx.connection.execute(
+        delete(alert_events).where(alert_events.c.department == department, alert_events.c.alert_seq < first)
+    )
+
+
+def _forget_alerts(tx: Transaction, which: ColumnElement[bool]) -> None:
+    ids = list(
+        tx.connection.execute(tx.locked(select(alerts.c.alert_id).where(which).order_by(alerts.c.alert_id))).scalars()
+    )
+    for start in range(0, len(ids), _AT_ONCE):
+        some = ids[start : start + _AT_ONCE]
+        for table in (alert_people, alert_timers, alert_commands, alerts):
+            tx.connection.execute(delete(table).where(table.c.alert_id.in_(some)))
+
+
+#: Ids in one statement; SQLite takes 32,766 values in one. Source: https://www.sqlite.org/limits.html
+_AT_ONCE: Final = 1000
+
+
+def _take(tx: Transaction, department: str, count: int) -> int:
+    """Add ``count`` to the department's counter, hold it, and give the number it stands at."""
+    move = (
+        update(alert_counters)
+        .where(alert_counters.c.department == department)
+        .values(alert_seq=alert_counters.c.alert_seq + count)
+        .returning(alert_counters.c.alert_seq)
+    )
+    last = tx.connection.execute(move).scalar_one_or_none()
+    if last is None:
+        new = {"department": department, "alert_seq": 0, "first_seq": 1}
+        if tx.connection.dialect.name == "postgresql":
+            tx.connection.execute(postgresql.insert(alert_counters).values(new).on_conflict_do_nothing())
+        else:
+            tx.connection.execute(sqlite.insert(alert_counters).values(new).on_conflict_do_nothing())
+        last = tx.connection.execute(move).scalar_one()
+    return int(last)
+
+
+def _columns(tx: Transaction, keys: DayKeys, alert: Alert) -> dict[str, Any]:
+    reasons = {person.user_id: person.reason for person in alert.people if person.reason is not None}
+    body = _Body(alert=msgspec.structs.replace(alert, people=()), reasons=reasons)
+    day = keys.hold(tx, alert.updated_at)
+    return {
+        "alert_id": alert.alert_id,
+        "department": alert.department,
+        "state": alert.state,
+        "urgency": _URGENCY[alert.priority],
+        "raised_at": alert.raised_at,
+        "updated_at": alert.updated_at,
+        "dedup_mac": None if alert.dedup_key is None else keys.dedup_mac(alert.department, alert.dedup_key),
+        "key_day": day,
+        "body_sealed": keys.seal(tx, day, _encode_body(body), aad=_body_place(alert.alert_id)),
+    }
+
+
+def _person_columns(alert: Alert, n: int) -> dict[str, Any]:
+    person = alert.people[n]
+    return {
+        "alert_id": alert.alert_id,
+        "user_id": person.user_id,
+        "n": n,
+        "answer": person.answer,
+        "at": person.at,
+        "step": person.step,
+        "eta_at": person.eta_at,
+        "slot": person.slot,
+    }
+
+
+def _people(tx: Transaction, alert_ids: Iterable[str]) -> dict[str, list[RowMapping]]:
+    query = select(alert_people).where(alert_people.c.alert_id.in_(tuple(alert_ids)))
+    found: dict[str, list[RowMapping]] = {}
+    for row in tx.connection.execute(query.order_by(alert_people.c.alert_id, alert_people.c.n)).mappings():
+        found.setdefault(row["alert_id"], []).append(row)
+    return found
+
+
+def _alert(tx: Transaction, keys: DayKeys, row: RowMapping) -> Alert:
+    return _opened(tx, keys, row, _people(tx, [row["alert_id"]]).get(row["alert_id"], []))
+
+
+def _opened(tx: Transaction, keys: DayKeys, row: RowMapping, people: Sequence[RowMapping]) -> Alert:
+    body = _decode_body(keys.open(tx, row["key_day"], row["body_sealed"], aad=_body_place(row["alert_id"])))
+    return msgspec.structs.replace(
+        body.alert,
+        people=tuple(
+            Person(
+                user_id=each["user_id"],
+                answer=each["answer"],
+                at=each["at"],
+                step=each["step"],
+                eta_at=each["eta_at"],
+                slot=each["slot"],
+                reason=body.reasons.get(each["user_id"]),
+            )
+            for each in people
+        ),
+    )
+
+
+def _body_place(alert_id: str) -> bytes:
+    return f"alert|{alert_id}".encode()
+
+
+def _frame_place(department: str, alert_seq: int) -> bytes:
+    return f"alert_event|{alert_seq}|{department}".encode()

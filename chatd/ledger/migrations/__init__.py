@@ -1,0 +1,1 @@
+"""The ledger's tables from revision to revision, in the order of ``versions/``; ``chatd.ledger.migrate`` runs them."""
