@@ -250,13 +250,15 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 class Reach(msgspec.Struct, frozen=True, kw_only=True):
     """Whom an alert can reach now: an open app, a push extension alone, or neither; each user once.
 
-    ``covered``: of those who are away or in a procedure, who has taken over for them (user to delegate).
+    ``covered``: of those who are away or in a procedure, who has taken over for them (user to delegate). ``is_whole``
+    false: who is here is not fully known at this moment; others may get it too.
     """
 
     online: tuple[str, ...] = ()
     push: tuple[str, ...] = ()
     unreachable: tuple[str, ...] = ()
     covered: dict[str, str] = {}
+    is_whole: bool = True
 
 
 class PatientInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,98 @@
+"""Whom an alert's target names now, who stands in for whom, and which of them can be reached.
+
+Plain rules on what presence knows at this moment. A target is resolved when the alert is raised and again at each ring:
+on call is who is on call then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from chatd.alerts.model import PresenceRecord
+from protocols.errors import ErrorCode, RemoteProtocolError
+from protocols.frames import AlertTarget, Reach
+
+NOBODY: Final = Reach()
+#: For these a delegate is called too, or instead.
+_AWAY: Final = frozenset(("in_procedure", "off"))
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """``people``: whom to call, each once, delegates among them; ``delegates``: those of them whom the target itself
+    does not name, so their phones must be told to ring."""
+
+    people: tuple[str, ...]
+    delegates: tuple[str, ...]
+    reach: Reach
+
+
+def resolve(
+    target: AlertTarget, records: Sequence[PresenceRecord], *, is_whole: bool = True, raised_by: str = ""
+) -> Found:
+    """Whom ``target`` names, by the ``records`` of its department; ``raised_by`` is not called to their own alert.
+
+    A user is called whatever is known of them. A role or department names who is not ``off``; whoever is ``off`` or
+    ``in_procedure`` has their delegate called, if that one has accepted, has a phone open and is available, or has
+    such a delegate in turn.
+
+    Raises:
+        RemoteProtocolError: role_unassigned: a role that nobody holds now, no delegate either. Where presence is not
+            ``is_whole`` nobody can know that: it is not raised, and whoever is known is called.
+    """
+    known = {record.user_id: record for record in records}
+    if target.user is not None:
+        named = [known.get(target.user) or PresenceRecord(user_id=target.user)]
+    else:
+        named = [
+            record
+            for record in records
+            if (target.role is None or target.role in record.roles) and record.user_id != raised_by
+        ]
+    covered = {
+        record.user_id: delegate
+        for record in named
+        if (delegate := _delegate(record, known)) is not None and delegate != raised_by
+    }
+    own = [record.user_id for record in named if record.state != "off" or target.user is not None]
+    people = tuple(dict.fromkeys((*own, *covered.values())))
+    if target.role is not None and not people and is_whole:
+        raise RemoteProtocolError(ErrorCode.ROLE_UNASSIGNED)
+    delegates = tuple(user_id for user_id in people if user_id not in own)
+    return Found(people=people, delegates=delegates, reach=_reach(people, covered, known, is_whole))
+
+
+def _delegate(record: PresenceRecord, known: Mapping[str, PresenceRecord]) -> str | None:
+    """Who comes in this person's place; None: nobody need, or nobody can."""
+    seen = {record.user_id}
+    while record.state in _AWAY and record.delegate_to is not None and record.is_accepted:
+        following = known.get(record.delegate_to)
+        if following is None or following.user_id in seen:
+            return None
+        if following.state == "available" and following.channels:
+            return following.user_id
+        seen.add(following.user_id)
+        record = following
+    return None
+
+
+def _reach(
+    people: Sequence[str], covered: Mapping[str, str], known: Mapping[str, PresenceRecord], is_whole: bool
+) -> Reach:
+    """Each of ``people`` once. Who is ``off`` is not counted on, whichever phone they have left open."""
+    online, push, unreachable = [], [], []
+    for user_id in people:
+        record = known.get(user_id)
+        if record is None or record.state == "off" or not record.channels:
+            unreachable.append(user_id)
+        else:
+            (online if "app" in record.channels else push).append(user_id)
+    return Reach(
+        online=tuple(online),
+        push=tuple(push),
+        unreachable=tuple(unreachable),
+        covered=dict(covered),
+        is_whole=is_whole,
+    )
