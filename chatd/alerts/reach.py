@@ -30,7 +30,12 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def resolve(
-    target: AlertTarget, records: Sequence[PresenceRecord], *, is_whole: bool = True, raised_by: str = ""
+    target: AlertTarget,
+    records: Sequence[PresenceRecord],
+    *,
+    is_whole: bool = True,
+    raised_by: str = "",
+    may_be_empty: bool = False,
 ) -> Found:
     """Whom ``target`` names, by the ``records`` of its department; ``raised_by`` is not called to their own alert.
 
@@ -39,8 +44,9 @@ def resolve(
     such a delegate in turn.
 
     Raises:
-        RemoteProtocolError: role_unassigned: a role that nobody holds now, no delegate either. Where presence is not
-            ``is_whole`` nobody can know that: it is not raised, and whoever is known is called.
+        RemoteProtocolError: role_unassigned: a role that nobody holds now, no delegate either. Not where presence is
+            not ``is_whole``: nobody can know it then, and whoever is known is called. Not with ``may_be_empty``, for
+            a step of a chain: it has its next one.
     """
     known = {record.user_id: record for record in records}
     if target.user is not None:
@@ -58,7 +64,7 @@ def resolve(
     }
     own = [record.user_id for record in named if record.state != "off" or target.user is not None]
     people = tuple(dict.fromkeys((*own, *covered.values())))
-    if target.role is not None and not people and is_whole:
+    if target.role is not None and not people and is_whole and not may_be_empty:
         raise RemoteProtocolError(ErrorCode.ROLE_UNASSIGNED)
     delegates = tuple(user_id for user_id in people if user_id not in own)
     return Found(people=people, delegates=delegates, reach=_reach(people, covered, known, is_whole))
@@ -82,7 +88,9 @@ def _reach(
     people: Sequence[str], covered: Mapping[str, str], known: Mapping[str, PresenceRecord], is_whole: bool
 ) -> Reach:
     """Each of ``people`` once. Who is ``off`` is not counted on, whichever phone they have left open."""
-    online, push, unreachable = [], [], []
+    online: list[str] = []
+    push: list[str] = []
+    unreachable: list[str] = []
     for user_id in people:
         record = known.get(user_id)
         if record is None or record.state == "off" or not record.channels:
