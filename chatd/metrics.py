@@ -61,6 +61,31 @@ CONTEXT_RELOADS = Counter(
     "chatd_context_reloads_total", "Times the layers were loaded from their sources.", registry=REGISTRY
 )
 ACTIONS = Counter("chatd_actions_total", "Steps of quick actions, by resulting status.", ["status"], registry=REGISTRY)
+ALERTS = Counter("chatd_alerts_total", "New alerts in the ledger, by priority.", ["priority"], registry=REGISTRY)
+ALERT_EVENTS = Counter(
+    "chatd_alert_events_total", "Events of alerts that this gateway has recorded.", ["event"], registry=REGISTRY
+)
+ALERT_SECONDS = Histogram(
+    "chatd_alert_seconds",
+    "From an alert_raise, on whatever way, to its commit in the ledger.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+#: A sweep comes once a second; what is later than some of them waited for the ledger or for a dead node's timers.
+ALERT_LATE_SECONDS = Histogram(
+    "chatd_alert_late_seconds",
+    "From the moment a step, a repetition or a reminder was due to its being taken here.",
+    buckets=(0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0),
+    registry=REGISTRY,
+)
+ALERT_RECEIPTS_DROPPED = Counter(
+    "chatd_alert_receipts_dropped_total", "Receipts of alerts dropped because too many waited.", registry=REGISTRY
+)
+ALERT_CLOCK_STEPPED = Gauge(
+    "chatd_alert_clock_stepped",
+    "1 when the wall clock was set by more than a minute since the start.",
+    registry=REGISTRY,
+)
 FEEDBACK = Counter("chatd_feedback_total", "Feedback on answers.", ["useful"], registry=REGISTRY)
 #: A wait for the model is seconds to minutes, its first word tenths of a second.
 _WAIT_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 45.0, 90.0, 180.0)

@@ -85,6 +85,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: An unconfirmed proposal of a quick action lives this long.
     action_ttl_s: float = 900.0
 
+    # --- alerts ---
+    #: A file of the hospital's own escalation policies; what it does not name stays as shipped.
+    alert_policies_file: str = ""
+    #: The keys of older days are destroyed, and with them the texts of their alerts.
+    alert_retention_days: int = 30
+    #: What one person may raise; nobody who treats patients meets it. A machine has ten times as many.
+    alert_raises_per_minute: int = 120
+
     # --- the model ---
     #: Answers that one worker writes at once, and how many of these places only "stat" may take.
     engine_slots: int = 20
@@ -139,6 +147,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "redis_timeout_s",
             "ledger_timeout_s",
             "action_ttl_s",
+            "alert_retention_days",
+            "alert_raises_per_minute",
             "session_log_events",
             "prompt_budget_tokens",
             "redis_max_connections",
