@@ -389,6 +389,22 @@ class Session:
         self._note(frame)
         return frame
 
+    def alert_sent(self, alert_seq: int) -> None:
+        """``sending`` for a durable frame of the department's alerts that was encoded once for all its phones.
+
+        Whether the frame may be sent on this channel is the encoder's part.
+
+        Raises:
+            LocalProtocolError: A hole, a repetition, or alerts before welcome and snapshot; nothing is noted.
+        """
+        if alert_seq != self.alert_seq + 1 or not self.is_welcomed:
+            raise LocalProtocolError(f"alert_seq {alert_seq} after {self.alert_seq}, {self.state.name}")
+        self.alert_seq = alert_seq
+
+    def alerts_from(self, alert_seq: int) -> None:
+        """Where this connection stands in the alerts is known only now: nothing was sent of them before."""
+        self.alert_seq = alert_seq
+
     def repeating(self, frame: F) -> F:
         """Check a durable frame that is sent once more, as the original answer to a duplicate, and note it.
 
@@ -430,8 +446,10 @@ class Session:
             raise LocalProtocolError(f"{type(frame).__name__} on channel {self.channel}")
         if isinstance(frame, Snapshot) and (frame.active_patient or frame.open_responses or frame.pending_actions):
             raise LocalProtocolError(f"a patient's data on channel {self.channel}")
-        if self.channel == "push" and isinstance(frame, SystemNotification) and frame.patient_id is not None:
-            raise LocalProtocolError("a patient's id on channel push")
+        if self.channel == "push":
+            alerts = frame.open_alerts if isinstance(frame, Snapshot) else (frame,)
+            if any(isinstance(each, SystemNotification) and each.patient_id is not None for each in alerts):
+                raise LocalProtocolError("a patient's id on channel push")
 
     def _check_response(self, frame: Frame) -> None:
         if isinstance(frame, Queue | Facts | AiDelta | AiResponse) and frame.response_id in self._finished:
@@ -557,3 +575,42 @@ def resume_plan(client: Resume | None, *, epoch: str, first_seq: int, last_seq: 
     else:
         return ResumePlan(resumed=True, replay_from=client.seq + 1, replay=last_seq - client.seq, gap_reason=None)
     return ResumePlan(resumed=False, replay_from=last_seq + 1, replay=0, gap_reason=reason)
+
+
+#: A client at 0 has seen no alert, be it that there was none or that it could not be told. Beyond this many it gets
+#: the open ones instead of the whole past.
+MOST_FROM_NOTHING: Final = 256
+
+
+class AlertPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """After which ``alert_seq`` a client goes on, and the newest there is.
+
+    ``gap_reason``: why it cannot go on from where it stands; None: nothing is missing but what follows ``after``.
+    ``is_away``: the ledger could not be asked, and ``last_seq`` is only what the client knows.
+    """
+
+    after: int
+    last_seq: int
+    gap_reason: GapReason | None = None
+    is_away: bool = False
+
+
+def alert_plan(client: Resume | None, *, first_seq: int, last_seq: int) -> AlertPlan:
+    """How a client goes on with its department's alerts: from where it stands, or from the newest with a snapshot.
+
+    Args:
+        client: Where the client stands; None, or neither epoch nor alert: it has never been here.
+        first_seq: The oldest alert event that the ledger still holds; ``last_seq + 1`` if it holds none.
+        last_seq: The newest that the ledger ever had.
+    """
+    reason: GapReason
+    if client is None or not (client.epoch or client.alert_seq):
+        reason = "first"
+    elif client.alert_seq > last_seq:
+        # The client has alerts that the ledger lost: it is not the ledger that the client knew.
+        reason = "epoch_changed"
+    elif client.alert_seq + 1 < first_seq or (client.alert_seq == 0 and last_seq > MOST_FROM_NOTHING):
+        reason = "too_far"
+    else:
+        return AlertPlan(after=client.alert_seq, last_seq=last_seq)
+    return AlertPlan(after=last_seq, last_seq=last_seq, gap_reason=reason)

@@ -17,7 +17,8 @@ from chatd.clock import epoch_ms, iso_ms
 from chatd.gateway import commands
 from chatd.gateway.auth import Principal, TokenError, check_path
 from chatd.gateway.node import FLUSH_S, Node
-from chatd.gateway.outbox import Outbox, SlowConsumer, Words
+from chatd.gateway.outbox import Lane, Outbox, SlowConsumer, Words
+from chatd.gateway.pools import Member, Variant
 from chatd.gateway.transport import EXTENSION, Transport
 from chatd.gateway.welcome import welcome
 from chatd.logs import error_name
@@ -91,6 +92,11 @@ class Connection:
         self.repeats_up_to = 0
         #: The session's log when it was opened here; the open record that came with it is as new.
         self.opened_seq = 0
+        #: Its place among the department's phones, from before its position in the alerts is looked for.
+        self.member: Member | None = None
+        #: Its position in the alerts is not known: the ledger could not be asked.
+        self.is_stranger = False
+        self._alerts_after: int | None = None
         self._msgpack = False
         self._received = 0
         self._outbox = Outbox(node.settings.outbox_bytes)
@@ -169,7 +175,7 @@ class Connection:
         finally:
             self.node.left(self)
             if self._transport is not None:
-                self._transport.on_heard = None
+                self._transport.on_heard = self._transport.on_writable = None
         await self._close(closing)
 
     async def _converse(self) -> Closing:
@@ -191,6 +197,9 @@ class Connection:
         ]
         try:
             resume_from = await self._unless_closing(self._open(hello))
+            # Alerts overtake whatever waits, but not the welcome.
+            self._alerts_after = self._outbox.replies_offered
+            self._admit_alerts()
             loops += [asyncio.create_task(self._read_loop()), asyncio.create_task(self._catch_up_loop())]
             if self.channel == "app":
                 # A push extension and a wall board hear of alerts only: the session's log is not theirs.
@@ -291,6 +300,8 @@ class Connection:
         except TokenError as error:
             raise RemoteProtocolError(error.code) from None
         self.principal = principal
+        if self.member is not None:
+            self.member.roles = tuple(principal.roles)
         left_ms = round(principal.expires_at_s * 1000) - epoch_ms(self.node.clock.now())
         self.session.token_expires(self._now_ms() + max(0, left_ms))
 
@@ -301,6 +312,32 @@ class Connection:
             raise Closing(CloseCode.INSUFFICIENT_STATE, after_ms=_COME_BACK_MS) from None
         except DepartmentUnknown:
             raise Closing(CloseCode.FORBIDDEN_PATH) from None
+
+    def join_alerts(self) -> None:
+        """From here on no alert of the department passes this phone by; they are sent once its welcome has left."""
+        pools, principal = self.node.pools, self.principal
+        if pools is None or principal is None:
+            return
+        variant = Variant(msgpack=self._msgpack, push=self.channel == "push", original=self.compat)
+        self.member = Member(
+            session=self.session,
+            outbox=self._outbox,
+            variant=variant,
+            close_soon=self.close_soon,
+            transport=self._transport,
+            user_id=self.user_id,
+            roles=tuple(principal.roles),
+        )
+        if self._transport is not None:
+            self._transport.on_writable = self.member.on_writable
+        pools.join(self.department, self.member)
+
+    def _admit_alerts(self) -> None:
+        member, after = self.member, self._alerts_after
+        if member is None or self.node.pools is None or after is None or self._outbox.replies_written < after:
+            return
+        self._alerts_after = None
+        self.node.pools.place(member, is_stranger=self.is_stranger)
 
     # --- reading ---
 
@@ -447,6 +484,11 @@ class Connection:
     async def _write_loop(self) -> None:
         while True:
             await self._write(await self._outbox.take())
+            lane = self._outbox.written()
+            if lane is Lane.ALERT and self.member is not None and not self._outbox.has_alerts:
+                self.member.settle()
+            elif self._alerts_after is not None:
+                self._admit_alerts()
 
     async def _write(self, next_one: bytes | Words) -> None:
         data = self._numbered(next_one) if isinstance(next_one, Words) else next_one
@@ -522,6 +564,9 @@ class Connection:
     async def _keepalive(self) -> None:
         while True:
             await asyncio.sleep(self._until_due_s())
+            member = self.member
+            if member is not None:
+                self.session.alert_open(member.is_rung)
             self._apply_due()
 
     def _apply_due(self) -> None:
@@ -568,6 +613,7 @@ class Connection:
             async with asyncio.timeout(FLUSH_S):
                 while self._outbox.waiting_bytes:
                     await self._write(await self._outbox.take())
+                    self._outbox.written()
         with contextlib.suppress(TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
             async with asyncio.timeout(FLUSH_S):
                 await self._websocket.close(int(closing.code), CLOSE_REASONS[closing.code])

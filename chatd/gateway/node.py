@@ -7,6 +7,7 @@ import contextlib
 import random
 import secrets
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,9 +17,12 @@ from redis.exceptions import RedisError
 
 from chatd import metrics, tasks
 from chatd.actions.service import Actions
+from chatd.alerts.model import Recorded
+from chatd.alerts.presence import Here
 from chatd.clock import Clock, epoch_ms
 from chatd.faults import FaultPoints
 from chatd.gateway.auth import TokenVerifier
+from chatd.gateway.pools import Pools
 from chatd.inference.queue import JobQueue, QueueUnavailable
 from chatd.inference.watch import ModelWatch
 from chatd.ledger import Ledger, LedgerUnavailable
@@ -33,10 +37,13 @@ from protocols.errors import CloseCode, RemoteProtocolError
 from protocols.frames import ModeChange
 
 if TYPE_CHECKING:
+    from chatd.alerts.service import Alerts
     from chatd.gateway.connection import Connection
 
 log = structlog.get_logger(__name__)
 
+#: Rings after alerts: ``DEPARTMENT ALERT_SEQ NODE``.
+ALERT_DOORBELL = "chatd:alerts"
 #: A doorbell connection that broke is opened again after this; the sweep covers the time between.
 _DOORBELL_RETRY_S = 0.5
 #: How often the model's workers are looked at.
@@ -73,6 +80,7 @@ class Node:
         watch: ModelWatch,
         queue: JobQueue | None = None,
         follower: Follower | None = None,
+        alerts: Alerts | None = None,
     ) -> None:
         self.faults = faults
         self.settings = settings
@@ -95,6 +103,13 @@ class Node:
         self._follower = follower
         self._newcomers: set[Connection] = set()
         self._has_newcomers = asyncio.Event()
+        self._alerts = alerts
+        self.pools = None if alerts is None else Pools(alerts, clock)
+        if alerts is not None:
+            alerts.on_recorded = self.recorded
+            alerts.presence.phones = self.phones_here
+        self._to_ring: dict[str, int] = {}
+        self._has_to_ring = asyncio.Event()
         runs.on_appended = self.ring
         runs.on_refused = self.refused
         if follower is not None:
@@ -131,6 +146,8 @@ class Node:
     def left(self, connection: Connection) -> None:
         """Forget a connection; a second call changes nothing."""
         self._newcomers.discard(connection)
+        if self.pools is not None and connection.member is not None:
+            self.pools.leave(connection.member)
         if connection in self._connections:
             self._connections.discard(connection)
             metrics.CONNECTIONS.labels(connection.channel).dec()
@@ -151,6 +168,53 @@ class Node:
             # One that still stands in a lost epoch counts other events; the sweep closes it.
             if connection.epoch == epoch:
                 connection.ring(seq, frame)
+
+    # --- alerts ---
+
+    @property
+    def alerts(self) -> Alerts:
+        """The department's alerts, raised and answered."""
+        assert self._alerts is not None  # noqa: S101 - app gives it
+        return self._alerts
+
+    def recorded(self, department: str, events: Sequence[Recorded]) -> None:
+        """Events of a department that this node has just committed: to its own phones, then to the other nodes.
+
+        Never waits. The order of the calls does not matter, and a second call with the same events changes nothing.
+        """
+        if self.pools is None or not events:
+            return
+        self.pools.fan_out(department, events)
+        self._to_ring[department] = max(self._to_ring.get(department, 0), events[-1].alert_seq)
+        self._has_to_ring.set()
+
+    def phones_here(self) -> tuple[Here, ...]:
+        """This node's open phones, each connection once."""
+        return tuple(
+            Here(
+                department=connection.department,
+                user_id=connection.user_id,
+                channel=connection.channel,
+                roles=tuple(connection.principal.roles),
+            )
+            for connection in self._connections
+            if connection.principal is not None
+        )
+
+    async def _ring_out(self) -> None:
+        """Tell the other nodes how far the departments' logs have grown; a ring that is lost, their sweep mends."""
+        while True:
+            await self._has_to_ring.wait()
+            self._has_to_ring.clear()
+            rings, self._to_ring = self._to_ring, {}
+            try:
+                async with self.redis.pipeline(transaction=False) as pipe:
+                    for department, alert_seq in rings.items():
+                        pipe.publish(ALERT_DOORBELL, f"{department} {alert_seq} {self.node_id}")
+                    await pipe.execute()
+            except (RedisError, OSError, TimeoutError) as error:
+                metrics.REDIS_ERRORS.inc()
+                log.warning("alerts_not_rung", error=error_name(error))
 
     # --- answers that are being written ---
 
@@ -219,6 +283,8 @@ class Node:
         ]
         if self._follower is not None:
             loops += [asyncio.create_task(self._follower.run()), asyncio.create_task(self._welcome_newcomers())]
+        if self.pools is not None:
+            loops += [asyncio.create_task(self.pools.run()), asyncio.create_task(self._ring_out())]
         try:
             done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
             for loop in done:
@@ -231,14 +297,11 @@ class Node:
         while True:
             pubsub = self._doorbell.pubsub(ignore_subscribe_messages=True)
             try:
-                await pubsub.subscribe(DOORBELL)
+                await pubsub.subscribe(DOORBELL, ALERT_DOORBELL)
                 while True:
                     message = await pubsub.get_message(timeout=30.0)
                     if message is not None:
-                        key, epoch, seq, node_id = message["data"].decode().rsplit(" ", 3)
-                        # What this node appends it hands to its phones itself, with the frame.
-                        if node_id != self.node_id:
-                            self.ring(key, epoch, int(seq))
+                        self._rung(message["channel"] == ALERT_DOORBELL.encode(), message["data"].decode())
             except (RedisError, OSError, TimeoutError) as error:
                 metrics.REDIS_ERRORS.inc()
                 log.warning("doorbell_lost", error=error_name(error))
@@ -246,6 +309,18 @@ class Node:
             finally:
                 with contextlib.suppress(RedisError, OSError, TimeoutError):
                     await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    def _rung(self, is_alert: bool, ring: str) -> None:
+        """One ring. What this node appends or records it hands to its phones itself, with the frame."""
+        told, _, node_id = ring.rpartition(" ")
+        if node_id == self.node_id:
+            return
+        if not is_alert:
+            key, epoch, seq = told.rsplit(" ", 2)
+            self.ring(key, epoch, int(seq))
+        elif self.pools is not None:
+            department, alert_seq = told.rsplit(" ", 1)
+            self.pools.heard(department, int(alert_seq))
 
     async def _sweep(self) -> None:
         while True:

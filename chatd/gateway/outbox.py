@@ -46,6 +46,7 @@ class Outbox:
 
     ``max_bytes`` bounds the sum of all lanes. ``offer`` and ``offer_delta`` are not coroutines, so no caller can
     be held up by a slow phone. ``take`` has one caller, the connection's write loop; cancelling it loses nothing.
+    It calls ``written`` when what it took has been handed to the socket.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -54,10 +55,26 @@ class Outbox:
         self._deltas: dict[tuple[str, str, int], list[str]] = {}
         self._waiting_bytes = 0
         self._not_empty = asyncio.Event()
+        self._alert_bytes = 0
+        self._taken: Lane | None = None
+        #: Frames that have been offered to the reply lane, and written out of it, since the beginning.
+        self.replies_offered = self.replies_written = 0
+        #: Frames that have been written out of the alert lane.
+        self.alerts_written = 0
 
     @property
     def waiting_bytes(self) -> int:
         return self._waiting_bytes
+
+    @property
+    def alert_bytes(self) -> int:
+        """What waits in the alert lane."""
+        return self._alert_bytes
+
+    @property
+    def has_alerts(self) -> bool:
+        """An alert waits, or has been taken and is not written yet: another one must not pass it."""
+        return self._taken is Lane.ALERT or bool(self._lanes[Lane.ALERT])
 
     def offer(self, frame: bytes, lane: Lane = Lane.REPLY) -> None:
         """Queue an encoded frame.
@@ -67,6 +84,10 @@ class Outbox:
         """
         self._reserve(len(frame))
         self._lanes[lane].append(frame)
+        if lane is Lane.ALERT:
+            self._alert_bytes += len(frame)
+        else:
+            self.replies_offered += 1
 
     def offer_delta(self, response_id: str, section: str, text: str, attempt: int = 1) -> None:
         """Queue a piece of text; it joins what already waits for the same section of the same response and attempt.
@@ -89,6 +110,15 @@ class Outbox:
             await self._not_empty.wait()
         return next_one
 
+    def written(self) -> Lane:
+        """What was taken last has been handed to the socket; returns the lane it came from."""
+        lane, self._taken = self._taken, None
+        if lane is Lane.ALERT:
+            self.alerts_written += 1
+        elif lane is Lane.REPLY:
+            self.replies_written += 1
+        return Lane.DELTA if lane is None else lane
+
     def _reserve(self, size_bytes: int) -> None:
         if self._waiting_bytes + size_bytes > self._max_bytes:
             raise SlowConsumer(self._waiting_bytes, self._max_bytes)
@@ -96,10 +126,13 @@ class Outbox:
         self._not_empty.set()
 
     def _pop(self) -> bytes | Words | None:
-        for lane in self._lanes:
-            if lane:
-                frame = lane.popleft()
+        for kind in (Lane.ALERT, Lane.REPLY):
+            if self._lanes[kind]:
+                frame = self._lanes[kind].popleft()
                 self._waiting_bytes -= len(frame)
+                if kind is Lane.ALERT:
+                    self._alert_bytes -= len(frame)
+                self._taken = kind
                 return frame
         if not self._deltas:
             return None

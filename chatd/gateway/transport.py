@@ -1,7 +1,9 @@
-"""uvicorn's WebSocket protocol with a handle for the gateway: ping, and when the phone was last heard.
+"""uvicorn's WebSocket protocol with a handle for the gateway: ping, when the phone was last heard, and writing bytes.
 
-ASGI has neither a ping nor a pong, so ``scope["extensions"]["chatd.transport"]`` carries a Transport. On servers
-without it (hypercorn) the gateway works from frames alone: clients of chatd.v1 send a JSON ping every 10 s.
+ASGI has neither a ping nor a pong, and its ``send`` makes a frame for each receiver. So
+``scope["extensions"]["chatd.transport"]`` carries a Transport, through which one frame made once goes to many. On
+servers without it (hypercorn) the gateway works from frames alone: clients of chatd.v1 send a JSON ping every 10 s,
+and alerts go through each connection's outbox.
 """
 
 from __future__ import annotations
@@ -10,27 +12,80 @@ from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 from websockets.http11 import Request
 
 EXTENSION = "chatd.transport"
 
+#: First byte of a whole, uncompressed message: FIN and the opcode. Source: RFC 6455, section 5.2.
+_TEXT, _BINARY = 0x81, 0x82
+
+
+def ws_frame(payload: bytes, *, binary: bool = False) -> bytes:
+    """One message as a server writes it: whole, unmasked, uncompressed. Source: RFC 6455, section 5.2."""
+    first, size = _BINARY if binary else _TEXT, len(payload)
+    if size < 126:
+        head = bytes((first, size))
+    elif size < 1 << 16:
+        head = bytes((first, 126)) + size.to_bytes(2, "big")
+    else:
+        head = bytes((first, 127)) + size.to_bytes(8, "big")
+    return head + payload
+
 
 class Transport:
-    """What one connection may do below ASGI. ``on_heard`` is called for every chunk of bytes received."""
+    """What one connection may do below ASGI.
+
+    ``on_heard`` is called for every chunk of bytes received. ``on_writable`` is called with False when the phone
+    does not read and what waits for it has passed the buffer's high-water mark (64 KiB), and with True when it has
+    read on. Neither is called once the connection is closing.
+    """
+
+    __slots__ = ("_is_paused", "_protocol", "on_heard", "on_writable")
 
     def __init__(self, protocol: ChatdProtocol) -> None:
         self._protocol = protocol
+        self._is_paused = False
         self.on_heard: Callable[[], None] | None = None
+        self.on_writable: Callable[[bool], None] | None = None
 
     def ping(self) -> None:
         """Send a WebSocket ping; does nothing on a connection that is closing."""
         self._protocol.send_ping()
+
+    @property
+    def is_writable(self) -> bool:
+        """The phone reads: what is written now does not wait behind much."""
+        return not (self._is_paused or self._protocol.is_ending)
+
+    def write(self, frame: bytes) -> bool:
+        """Write a whole WebSocket frame, as ``ws_frame`` makes it; never waits.
+
+        The server itself writes whole frames only, each in one call, so the two cannot interleave.
+
+        Returns:
+            False: nothing was written, because the phone does not read or the connection is closing.
+        """
+        protocol = self._protocol
+        if self._is_paused or protocol.is_ending:
+            return False
+        protocol.transport.write(frame)
+        return True
+
+    def paused(self, is_paused: bool) -> None:
+        """The server's protocol says that the buffer is above or below its mark."""
+        self._is_paused = is_paused
+        if self.on_writable is not None and not self._protocol.is_ending:
+            self.on_writable(not is_paused)
 
 
 class ChatdProtocol(WebSocketsSansIOProtocol):
     """uvicorn's sans-I/O protocol; its own keepalive is off (it would close with 1011, not 4001)."""
 
     chatd_transport: Transport | None = None
+    #: A close frame has been sent or answered: no data may follow it. uvicorn's ``close_sent`` does not know of an
+    #: answered one.
+    is_ending = False
 
     def data_received(self, data: bytes) -> None:
         if self.chatd_transport is not None and self.chatd_transport.on_heard is not None:
@@ -45,7 +100,35 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[EXTENSION] = self.chatd_transport
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.chatd_transport is not None:
+            self.chatd_transport.paused(True)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.chatd_transport is not None:
+            self.chatd_transport.paused(False)
+
+    def handle_close(self, event: Frame) -> None:
+        self.is_ending = True
+        super().handle_close(event)
+
+    def handle_parser_exception(self) -> None:
+        self.is_ending = True
+        super().handle_parser_exception()
+
+    def shutdown(self) -> None:
+        self.is_ending = True
+        super().shutdown()
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "websocket.close":
+            self.is_ending = True
+        await super().send(message)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self.is_ending = True
         self.chatd_transport = None
         super().connection_lost(exc)
 

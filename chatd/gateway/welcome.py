@@ -22,10 +22,11 @@ from protocols.frames import (
     OpenResponse,
     PatientInfo,
     Snapshot,
+    SystemNotification,
     User,
     Welcome,
 )
-from protocols.session import ResumePlan, resume_plan
+from protocols.session import AlertPlan, ResumePlan, alert_plan, resume_plan
 
 if TYPE_CHECKING:
     from datetime import date
@@ -34,12 +35,19 @@ if TYPE_CHECKING:
 
 #: All phones of the original design that a user holds share one session: they cannot name one on connecting.
 COMPAT_SESSION_ID = "compat"
+#: Told to a phone that is let in while the ledger does not answer: it must not believe that it knows every alert.
+ALERTS_AWAY = "alerts: the ledger does not answer, they will follow"
 
 
 async def welcome(connection: Connection, hello: Hello) -> int:
     """Open the session and queue ``welcome``, and ``snapshot`` where the client cannot go on from what it has.
 
-    The connection is joined to the session's appends before the log is looked at, so nothing falls between.
+    The connection is joined to the session's appends and to the department's alerts before the logs are looked at,
+    so nothing falls between. Both cursors go on, or neither does.
+
+    While the ledger does not answer, the phone is let in all the same and is told so: questions must work. One that
+    knows where it stands in the alerts gets what follows as soon as the ledger answers; one that does not is closed
+    with 4003 then, and begins anew with a snapshot.
 
     Returns:
         The ``seq`` after which the connection goes on; what follows is in the log.
@@ -58,6 +66,8 @@ async def welcome(connection: Connection, hello: Hello) -> int:
     connection.active_patient_id, connection.opened_seq = opened.patient_id, opened.seq
     if connection.channel == "app":
         node.joined(connection, key)
+    connection.join_alerts()
+    alerts = await _alerts(connection, hello)
     resume = hello.resume
     plan = resume_plan(
         resume,
@@ -66,18 +76,60 @@ async def welcome(connection: Connection, hello: Hello) -> int:
         last_seq=opened.seq,
         known=opened.existed or (resume is not None and opened.was_lost(resume.epoch)),
     )
+    if plan.resumed and alerts.gap_reason is not None:
+        plan = ResumePlan(resumed=False, replay_from=opened.seq + 1, replay=0, gap_reason=alerts.gap_reason)
+    if not plan.resumed and not alerts.is_away:
+        alerts = AlertPlan(after=alerts.last_seq, last_seq=alerts.last_seq)
     resume_from = plan.replay_from - 1
     # What a client that resumed says it holds is never sent to it again; one that begins anew may ask for it.
     connection.repeats_up_to = 0 if plan.resumed else resume_from
-    connection.session.opened(opened.epoch, resume_from, 0, now_ms=node.clock.monotonic_ms(), idle_ms=opened.idle_ms)
-    if not connection.compat:
-        connection.mode_told = node.mode_now
-        connection.send(_welcome(connection, opened, department, plan))
-        if not plan.resumed:
-            # Of a session that nobody has had before there is nothing to tell.
-            is_new = not opened.existed and resume is None
-            connection.send(Snapshot() if is_new else await _snapshot(connection, opened))
+    connection.session.opened(
+        opened.epoch, resume_from, alerts.after, now_ms=node.clock.monotonic_ms(), idle_ms=opened.idle_ms
+    )
+    # After the position was found: an alert raised in between comes twice, and one is never in neither.
+    open_alerts = None if plan.resumed else await _open_alerts(connection, alerts)
+    if connection.compat:
+        for notification in open_alerts or ():
+            connection.send(notification)
+        return resume_from
+    connection.mode_told = node.mode_now
+    connection.send(_welcome(connection, opened, department, plan, alerts))
+    if not plan.resumed:
+        # Of a session that nobody has had before there is nothing to tell.
+        is_new = not opened.existed and resume is None
+        snapshot = Snapshot() if is_new else await _snapshot(connection, opened)
+        connection.send(msgspec.structs.replace(snapshot, open_alerts=open_alerts or ()))
+    if connection.is_stranger or alerts.is_away:
+        connection.send_error(RemoteProtocolError(ErrorCode.INTERNAL, ALERTS_AWAY))
     return resume_from
+
+
+async def _alerts(connection: Connection, hello: Hello) -> AlertPlan:
+    """Where the phone stands in its department's alerts, and where these end."""
+    pools = connection.node.pools
+    if pools is None:
+        return AlertPlan(after=0, last_seq=0)
+    span = await pools.span(connection.department)
+    if span is not None:
+        return alert_plan(hello.resume, first_seq=span.first_seq, last_seq=span.last_seq)
+    after = 0 if hello.resume is None else hello.resume.alert_seq
+    connection.is_stranger = hello.resume is None or not (hello.resume.epoch or after)
+    return AlertPlan(after=after, last_seq=after, is_away=True)
+
+
+async def _open_alerts(connection: Connection, alerts: AlertPlan) -> tuple[SystemNotification, ...]:
+    """The department's open alerts, as this channel may see them; marks the phone where they are not to be had."""
+    pools = connection.node.pools
+    if pools is None:
+        return ()
+    found = None if alerts.is_away else await pools.open_alerts(connection.department)
+    if found is None:
+        # A phone that begins without them does not know what is open, wherever it stands.
+        connection.is_stranger = True
+        return ()
+    if connection.channel == "push":
+        return tuple(msgspec.structs.replace(each, patient_id=None) for each in found)
+    return found
 
 
 async def _department(connection: Connection) -> DepartmentLayer:
@@ -87,7 +139,9 @@ async def _department(connection: Connection) -> DepartmentLayer:
     raise DepartmentUnknown
 
 
-def _welcome(connection: Connection, opened: Opened, department: DepartmentLayer, plan: ResumePlan) -> Welcome:
+def _welcome(
+    connection: Connection, opened: Opened, department: DepartmentLayer, plan: ResumePlan, alerts: AlertPlan
+) -> Welcome:
     node, principal = connection.node, connection.principal
     assert principal is not None  # noqa: S101 - authorised before it is opened
     now = node.clock.now()
@@ -99,7 +153,7 @@ def _welcome(connection: Connection, opened: Opened, department: DepartmentLayer
         server_time=iso_ms(now),
         epoch=opened.epoch,
         seq=opened.seq,
-        alert_seq=0,
+        alert_seq=alerts.last_seq,
         resumed=plan.resumed,
         replay=plan.replay,
         gap_reason=plan.gap_reason,
