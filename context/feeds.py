@@ -20,6 +20,7 @@ from typing import Annotated, Literal, Protocol
 import msgspec
 
 from context.fhir import FileReport, PatientConflict, PatientImport, import_files, merge_patient
+from context.hl7_heard import Heard, NotHers, joined
 from context.layers import PatientLayer
 
 __all__ = [
@@ -145,12 +146,14 @@ class Feeds:
         *,
         zone: tzinfo | None = None,
         already: Iterable[PatientLayer] = (),
+        heard: Iterable[Heard] = (),
     ) -> Reload:
         """Import every entry again and put each patient once; doing it twice leaves the same layers.
 
         A patient of several entries is merged, a later entry wins; what it retracts goes. A missing or broken
         file is reported and costs nothing else. ``already``: patients that came from elsewhere, such as the demo
         hospital; they count as imported first, and are put again only where a file adds to them.
+        ``heard``: what HL7 messages have said of patients, joined last: no file knows of it.
         Errors of ``store`` are the caller's: a reload may be repeated.
         """
         try:
@@ -171,6 +174,12 @@ class Feeds:
                 ReloadProblem(path=report.path, reason=report.error) for report in imported.files if report.error
             ]
             problems += combine(layers, imported.patients)
+        for one in heard:
+            patient_id = one.layer.patient_id
+            try:
+                layers[patient_id] = joined(layers.get(patient_id), one, now=now)
+            except NotHers:
+                problems.append(ReloadProblem(patient_id=patient_id, reason="one patient id, two different people"))
         changed = [layer for patient_id, layer in layers.items() if layer is not first.get(patient_id)]
         for layer in changed:
             await store.put_patient(layer)

@@ -122,6 +122,18 @@ def patient_layer(
     return versioned(layer), dropped
 
 
+def within_limits(layer: PatientLayer) -> PatientLayer:
+    """The layer with no more of each kind than an import would keep; its version is the caller's to set."""
+    return msgspec.structs.replace(
+        layer,
+        conditions=_limited(layer.conditions, MAX_INACTIVE),
+        medications=_limited(layer.medications, MAX_INACTIVE),
+        observations=_limited(layer.observations, MAX_OBSERVATIONS),
+        reports=_limited(layer.reports, MAX_REPORTS),
+        events=_limited(layer.events, MAX_EVENTS),
+    )
+
+
 def _limited(items: tuple[T, ...], limit: int) -> tuple[T, ...]:
     """The newest ``limit`` of ordered items, and what no limit drops."""
     seen: Counter[str] = Counter()
