@@ -3,27 +3,43 @@
  * (conversation.js) and the components, and holds the only references to token and cursors: all in memory.
  */
 
+import "./alert-dialogs.js";
+import "./alert-sheet.js";
 import "./answer-bubble.js";
+import "./board.js";
 import "./composer.js";
 import "./facts-card.js";
 import "./message-list.js";
 import "./strips.js";
+import { presenceText } from "./alert-dialogs.js";
+import { personName, sinceText, untilText } from "./alert-words.js";
 import { Connection } from "./connection.js";
 import { Conversation } from "./conversation.js";
 import { openDialog } from "./dialogs.js";
-import { fill, h, icon } from "./dom.js";
+import { fill, h, icon, say } from "./dom.js";
 import { Texts, preferredLanguage } from "./i18n.js";
 import { namedIn } from "./patient.js";
 import { Server } from "./server.js";
 import { bind, languageButton } from "./sign-in.js";
+import { Bell } from "./sound.js";
 
 const NOTE_MS = 12_000;
+/** Ages and what is left are counted in seconds. */
+const TICK_MS = 1_000;
+const DIALOGS = "action-dialog, patient-dialog, dismiss-dialog, citation-dialog, alert-list, raise-dialog, presence-dialog";
+const PRESENCE_ICONS = { available: "available", busy: "busy", in_procedure: "knife", off: "away" };
+
+/** A wall display is opened as `#board`, `?board` or `/board`. */
+export function isBoardAddress({ hash, search, pathname }) {
+  return hash === "#board" || new URLSearchParams(search).has("board") || /\/board\/?$/.test(pathname);
+}
 
 export class ChatdApp extends HTMLElement {
   connectedCallback() {
     if (this._texts) return;
     this._texts = new Texts(preferredLanguage(navigator.languages));
     this._server = new Server(this.hasAttribute("base") ? new URL(this.getAttribute("base"), document.baseURI) : undefined);
+    this._bell = new Bell();
     this._listen();
     this._polite = h("div", { class: "hidden", "aria-live": "polite", "data-live": "polite" });
     this._assertive = h("div", { class: "hidden", "aria-live": "assertive", "data-live": "assertive" });
@@ -36,6 +52,7 @@ export class ChatdApp extends HTMLElement {
 
   disconnectedCallback() {
     this._leave();
+    this._bell.close();
     this._texts = null;
   }
 
@@ -53,11 +70,16 @@ export class ChatdApp extends HTMLElement {
     document.title = this._texts.t("app.title");
     const form = document.createElement("chatd-sign-in");
     this._screen.replaceChildren(form);
-    form.show({ texts: this._texts, server: this._server }, reason);
+    form.show({ texts: this._texts, server: this._server, isBoard: this._isBoard() }, reason);
+  }
+
+  _isBoard() {
+    return this.hasAttribute("board") || isBoardAddress(location);
   }
 
   _start({ userId, department, fetchToken }) {
     this._leave();
+    this._bell.unlock();
     this._conversation = new Conversation();
     this._userId = userId;
     this._department = department;
@@ -72,6 +94,8 @@ export class ChatdApp extends HTMLElement {
       },
       line: { phase: "connecting", offlineSince: null },
       wasLive: false,
+      departmentId: department,
+      heardAt: () => this._connection?.session.heardAt ?? null,
       patients: null,
       patientsFailed: false,
       now: () => Date.now(),
@@ -89,6 +113,7 @@ export class ChatdApp extends HTMLElement {
     this._connection = new Connection({
       url: this._server.socketUrl(department, userId),
       lang: this._texts.locale,
+      channel: this._isBoard() ? "board" : "app",
       fetchToken: async () => {
         const answer = await fetchToken();
         this._token = answer.token;
@@ -99,6 +124,7 @@ export class ChatdApp extends HTMLElement {
     this._connection.addEventListener("outgoing", (event) => this._outgoing(event.detail));
     this._connection.addEventListener("line", (event) => this._line(event.detail));
     this._shell();
+    this._ticker = setInterval(() => this._tick(), TICK_MS);
     this._connection.start();
     this.querySelector("chat-composer")?.focusField();
   }
@@ -111,7 +137,8 @@ export class ChatdApp extends HTMLElement {
     this._view = null;
     this._token = null;
     clearTimeout(this._noteTimer);
-    for (const dialog of this.querySelectorAll("action-dialog, patient-dialog, dismiss-dialog, citation-dialog")) dialog.remove();
+    clearInterval(this._ticker);
+    for (const dialog of this.querySelectorAll(`${DIALOGS}, alert-sheet`)) dialog.remove();
     this._screen?.replaceChildren();
     this._polite?.replaceChildren();
     this._assertive?.replaceChildren();
@@ -119,6 +146,14 @@ export class ChatdApp extends HTMLElement {
 
   _shell() {
     const { t } = bind(this._texts);
+    if (this._isBoard()) {
+      this._parts = { board: document.createElement("wall-board") };
+      this._screen.replaceChildren(this._parts.board);
+      this._parts.board.show(this._view);
+      return;
+    }
+    let sheet = this.querySelector("alert-sheet");
+    if (!sheet) this.append((sheet = document.createElement("alert-sheet")));
     const composer = this.querySelector("chat-composer") ?? document.createElement("chat-composer");
     this._top = h("header", { class: "top" });
     this._note = h("div", { class: "note-place", role: "alert" });
@@ -129,6 +164,7 @@ export class ChatdApp extends HTMLElement {
       list: document.createElement("message-list"),
       side: document.createElement("patient-list"),
       composer,
+      sheet,
     };
     this._screen.replaceChildren(
       h(
@@ -162,9 +198,33 @@ export class ChatdApp extends HTMLElement {
         h("strong", { dir: "auto" }, department?.name ?? this._department),
         h("span", { class: "small", dir: "auto" }, user?.name ?? this._userId),
       ),
+      this._presenceButton(t),
+      h("button", { class: "button top-raise", type: "button", "aria-label": t("raise.title"), title: t("raise.title"), "data-key": "raise", onclick: () => this._raiseDialog() }, icon("siren"), h("span", { class: "top-label" }, t("raise.short"))),
       languageButton(this._top, t),
       h("button", { class: "icon-button", type: "button", "aria-label": t("user.sign_out"), title: t("user.sign_out"), "data-key": "sign-out", onclick: () => this._signIn(1000) }, icon("out")),
     );
+  }
+
+  _presenceButton(t) {
+    const { book, presence } = this._conversation;
+    const mine = presence.get(book.me.user_id);
+    const text = mine ? presenceText(this._view, mine) : t("presence.unknown");
+    return h(
+      "button",
+      { class: "button quiet-button top-presence", type: "button", "aria-label": t("presence.button", { state: text }), title: text, "data-key": "presence", onclick: () => openDialog(this, "presence-dialog", this._view, this._bell, (frame) => this._submit("w", frame)) },
+      icon(PRESENCE_ICONS[mine?.state] ?? "people"),
+      h("span", { class: "top-label" }, mine ? this._texts.of("presence", mine.state) : t("presence.short")),
+    );
+  }
+
+  _raiseDialog() {
+    openDialog(this, "raise-dialog", this._view, (frame) => {
+      const id = Connection.makeId("m");
+      this._conversation.book.raise(id, frame, Date.now());
+      this._changed(this._conversation.alertsChanged());
+      this._connection.submit({ ...frame, client_msg_id: id });
+      return id;
+    });
   }
 
   _language(lang) {
@@ -181,7 +241,7 @@ export class ChatdApp extends HTMLElement {
     on("language", (lang) => {
       this._language(lang);
       const form = this.querySelector("chatd-sign-in");
-      if (form) form.show({ texts: this._texts, server: this._server }, this._reason);
+      if (form) form.show({ texts: this._texts, server: this._server, isBoard: this._isBoard() }, this._reason);
       else this._shell();
       this.querySelector("[data-key=lang]")?.focus();
     });
@@ -209,12 +269,38 @@ export class ChatdApp extends HTMLElement {
       this._changed(this._conversation.setFeedback(item.responseId, useful));
       this._submit("f", { type: "feedback", response_id: item.responseId, useful, codes: [] });
     });
-    on("alert", ({ alert, answer, slot }) => {
-      this._changed(this._conversation.answerAlert(alert.key, answer));
-      const id = this._submit("m", { type: "alert_response", alert_id: alert.key, answer, ...(slot ? { slot } : {}) });
-      this._answering = { id, alertId: alert.key };
+    on("alert", (detail) => this._answerAlert(detail));
+    const change = (work) => {
+      work(this._conversation.book);
+      this._changed(this._conversation.alertsChanged());
+    };
+    on("list-alerts", () => openDialog(this, "alert-list", this._view));
+    on("raise-alert", () => this._raiseDialog());
+    on("alert-later", (key) => change((book) => book.later(key)));
+    on("open-alert", (key) => change((book) => book.open(key)));
+    on("alert-seen", (key) => {
+      if (this._conversation.alerts.get(key)?.addressed) this._connection.receipt(key, "displayed");
     });
-    on("hide-alert", (key) => this._changed(this._conversation.hideAlert(key)));
+    on("raise-again", (id) => this._connection.sendAnyway(id));
+    on("raise-withdraw", (id) => this._connection.withdraw(id));
+    on("raise-hide", (id) => change((book) => book.forgetRaise(id)));
+    addEventListener("hashchange", () => {
+      // The other view is another channel, with a line of its own.
+      if (this.isConnected && this._connection && (this._connection.session.channel === "board") !== this._isBoard()) this._signIn(1000);
+    });
+  }
+
+  /** Answer an alert: it counts when the log says so, and is sent until then. */
+  _answerAlert({ key, answer, slot, reason, eta_min }) {
+    const { book } = this._conversation;
+    const id = Connection.makeId("m");
+    if (!book.answer(key, { id, answer, slot, reason, eta_min }, Date.now())) return;
+    // Who has taken it goes on seeing it, until they put it away.
+    if (answer === "accept") book.open(key);
+    const frame = { type: "alert_response", client_msg_id: id, alert_id: key, answer };
+    for (const [name, value] of Object.entries({ slot, reason, eta_min })) if (value !== null) frame[name] = value;
+    this._connection.submit(frame);
+    this._changed(this._conversation.alertsChanged());
   }
 
   /** Submit a command under a new id, and return the id. */
@@ -329,7 +415,7 @@ export class ChatdApp extends HTMLElement {
   _deliver(frame) {
     const conversation = this._conversation;
     this._changed(conversation.apply(frame, Date.now()));
-    if (frame.type === "welcome") {
+    if (frame.type === "welcome" && !this._parts.board) {
       this._parts.composer.limitsChanged();
       this._drawTop();
       if (this._view.patients === null) this._loadPatients();
@@ -343,23 +429,35 @@ export class ChatdApp extends HTMLElement {
       if (frame.type === "snapshot" || frame.client_msg_id === this._opening) this._opening = null;
       for (const dialog of this.querySelectorAll("patient-dialog")) dialog.opened(frame);
     }
-    if (frame.type === "system_notification" && frame.alert_id) this._tellAlert(frame);
+    if (frame.type === "presence") for (const dialog of this.querySelectorAll("presence-dialog")) dialog.told(frame);
+    if (frame.type === "system_notification" || frame.type === "snapshot") this._tellArrived();
+    this._signal();
     if (frame.type === "error") this._error(frame);
   }
 
-  /** The server counts whom an alert has reached and who has seen it. */
-  _tellAlert(frame) {
-    const tell = (answer) => this._submit("n", { type: "alert_response", alert_id: frame.alert_id, answer });
-    tell("delivered");
-    if (document.visibilityState === "visible") tell("displayed");
-    else document.addEventListener("visibilitychange", () => this._connection && tell("displayed"), { once: true });
+  /** The server counts whom an alert has reached; a wall display is nobody. */
+  _tellArrived() {
+    if (this._parts.board) return;
+    const { book } = this._conversation;
+    for (const alert of book.list()) {
+      if (alert.addressed && alert.frame.alert_id && !book.raisedByMe(alert)) this._connection.receipt(alert.key, "delivered");
+    }
+  }
+
+  /** Ring, and say who has taken what was on the screen. */
+  _signal() {
+    const conversation = this._conversation;
+    const { rung, taken } = conversation;
+    conversation.rung = conversation.taken = null;
+    if (rung) this._bell.ring(rung.frame.priority);
+    if (taken && !this._parts.board) this._say(this._texts.t("alerts.taken", { by: personName(this._view, taken.by), text: taken.alert.frame.content }), "info");
   }
 
   _error(frame) {
     const id = frame.client_msg_id;
     const text = this._texts.error(frame.code, frame.message);
     if (id && id === this._opening) this._opening = null;
-    for (const dialog of this.querySelectorAll("action-dialog, patient-dialog")) {
+    for (const dialog of this.querySelectorAll("action-dialog, patient-dialog, presence-dialog")) {
       if (dialog.error(id, text, frame.code)) return;
     }
     const item = id ? this._conversation.items.get(id) : undefined;
@@ -369,9 +467,13 @@ export class ChatdApp extends HTMLElement {
       this._changed([`x:${id}`]);
       return; // it stands beside its message
     }
+    if (!id && frame.detail?.startsWith("alerts:")) {
+      this._say(this._texts.t("alerts.away"));
+      return;
+    }
     if (id?.startsWith("n-")) return; // "delivered" of an alert that is closed meanwhile
-    // An answer that was not taken must not look as if it had been.
-    if (id && id === this._answering?.id) this._changed(this._conversation.answerAlert(this._answering.alertId, null));
+    const { book } = this._conversation;
+    if (book.raises.has(id) || [...book.pending.values()].some((one) => one.id === id)) return; // it stands beside its alert
     this._say(text);
   }
 
@@ -397,7 +499,9 @@ export class ChatdApp extends HTMLElement {
     } else if (wasLive) {
       this._announce("polite", this._texts.t("announce.offline"));
     }
-    this._parts.status.show(view);
+    this._parts.status?.show(view);
+    // "Sent" and "not sent, retrying" depend on the line.
+    this._changed(this._conversation.alertsChanged());
   }
 
   // --- drawing -------------------------------------------------------------------------------------------
@@ -417,10 +521,18 @@ export class ChatdApp extends HTMLElement {
   }
 
   _draw(due) {
-    const { list, banner, alerts, status, side } = this._parts;
+    const { list, banner, alerts, status, side, sheet, board } = this._parts;
+    if (board) {
+      board.show(this._view);
+      this._conversation.takeAnnouncements(); // nobody stands at a wall with a screen reader
+      return;
+    }
     if (due.has("line")) status.show(this._view);
+    if (due.has("presence")) this._drawTop();
     if (due.has("alerts")) {
       alerts.show(this._view);
+      sheet.show(this._view);
+      for (const dialog of this.querySelectorAll("alert-list, raise-dialog")) dialog.changed();
       const open = this._conversation.openAlerts().length;
       document.title = this._texts.t(open > 0 ? "app.alerts_title" : "app.title", { count: open });
     }
@@ -439,10 +551,8 @@ export class ChatdApp extends HTMLElement {
     if (key === "announce.failed") return t(key, { text: this._texts.error(params.code) });
     if (key === "announce.alert") return t(key, { ...params, priority: this._texts.of("alerts.priority", params.priority) });
     if (key === "announce.action") return t(key, { ...params, status: this._texts.of("action.state", params.status) });
-    if (key === "announce.alert_update") {
-      const known = this._texts.has(`alerts.state.${params.state}`);
-      return t(key, { state: known ? t(`alerts.state.${params.state}`, { by: params.by }) : params.state });
-    }
+    if (key === "announce.alert_over") return t(key, { ...params, state: this._texts.of("alerts.state", params.state) });
+    if (key.startsWith("announce.alert_")) return t(key, { ...params, by: personName(this._view, params.by) });
     return t(key, params);
   }
 
@@ -453,10 +563,20 @@ export class ChatdApp extends HTMLElement {
   }
 
   /** Something that belongs to no message: said for a while above the message field. */
-  _say(text) {
+  _say(text, kind = "critical") {
     clearTimeout(this._noteTimer);
-    fill(this._note, h("p", { class: "banner banner-critical" }, icon("failed"), text));
+    fill(this._note, h("p", { class: `banner banner-${kind}` }, icon(kind === "info" ? "tick" : "failed"), text));
     this._noteTimer = setTimeout(() => this._note.replaceChildren(), NOTE_MS);
+  }
+
+  /** What changes with the clock alone: ages, what is left, the board's last word. */
+  _tick() {
+    for (const part of this.querySelectorAll("[data-since]")) say(part, sinceText(this._view, Number(part.dataset.since)));
+    for (const part of this.querySelectorAll("[data-until]")) say(part, untilText(this._view, Number(part.dataset.until)));
+    this._parts.alerts?.tick();
+    this._parts.sheet?.tick();
+    this.querySelector("alert-list")?.tick();
+    this._parts.board?.tick();
   }
 }
 

@@ -10,14 +10,15 @@ const EVENTS = ["deliver", "outgoing", "line"];
 
 export class Connection extends EventTarget {
   /**
-   * url: the WebSocket address, without any token.
+   * url: the WebSocket address, without any token. channel: "app", or "board" for a wall display.
    * fetchToken: async () => ({token, expires_in_s}); may reject: it is asked again later, unless the error is
    *   marked `final`.
    */
-  constructor({ url, lang, fetchToken }) {
+  constructor({ url, lang, channel = "app", fetchToken }) {
     super();
     this.session = new ClientSession({
       lang,
+      channel,
       deviceId: Connection.makeId("d"),
       makeId: Connection.makeId,
     });
@@ -53,6 +54,18 @@ export class Connection extends EventTarget {
 
   cancel(clientMsgId) {
     this._run(this.session.cancel(clientMsgId));
+  }
+
+  receipt(alertId, answer) {
+    this._run(this.session.receipt(alertId, answer));
+  }
+
+  sendAnyway(clientMsgId) {
+    this._run(this.session.sendAnyway(clientMsgId, Date.now()));
+  }
+
+  withdraw(clientMsgId) {
+    this._run(this.session.withdraw(clientMsgId));
   }
 
   /** Try at once instead of waiting for the next attempt. */

@@ -3,19 +3,19 @@
  *
  * Every exchange is one question and its one answer: facts first, then text as it is written, then the final
  * frame, which replaces what was streamed. `apply` returns what has changed, as keys: "line", "patient",
- * "alerts", "list" (a bubble was added or removed) and "x:KEY" for one exchange. `announcements` collects what a
- * screen reader has to say, polite or assertive, until `takeAnnouncements` empties it.
+ * "alerts", "presence", "list" (a bubble was added or removed) and "x:KEY" for one exchange. `announcements`
+ * collects what a screen reader has to say, polite or assertive, until `takeAnnouncements` empties it. Alerts are
+ * kept in an `AlertBook` (alerts.js).
  */
+
+import { AlertBook } from "./alerts.js";
 
 /** The screen keeps this many exchanges; older ones are on no disk and in no store, they are gone. */
 export const MAX_EXCHANGES = 200;
-const MAX_ALERTS = 100;
-/** States after which an alert needs nobody any more. */
-export const ALERT_CLOSED = new Set(["resolved", "stood_down", "expired", "done", "closed"]);
+/** Colleagues whose presence is kept. */
+const MAX_PEOPLE = 500;
 /** States of an action in which it can be chosen. */
 export const ACTION_OPEN = new Set(["proposed", "failed"]);
-
-const PRIORITY_RANK = { critical: 0, high: 1, normal: 2, low: 3 };
 
 export class Conversation {
   constructor() {
@@ -33,12 +33,23 @@ export class Conversation {
     this.items = new Map();
     /** action_id → {proposed, status, by, at, reason, update} */
     this.actions = new Map();
-    this.alerts = new Map();
+    this.book = new AlertBook();
+    /** user_id → the last `presence` of that person. */
+    this.presence = new Map();
     this.announcements = [];
     this._byResponse = new Map();
     this._changed = new Set();
     this._serial = 0;
     this._welcomed = false;
+    /** The alert that rang last, and the one that somebody else took last ({alert, by}); the page resets them. */
+    this.rung = null;
+    /** The server has said that it cannot read its alerts now. */
+    this.alertsAway = false;
+    this.taken = null;
+  }
+
+  get alerts() {
+    return this.book.alerts;
   }
 
   /** A question of this page, before it is sent. */
@@ -48,7 +59,9 @@ export class Conversation {
   }
 
   /** What the session says has become of a command of ours. */
-  outgoing({ id, status, code = null, retryable = false, retryAfterMs = 0 }, now) {
+  outgoing(effect, now) {
+    if (this.book.outgoing(effect)) return this.alertsChanged();
+    const { id, status, code = null, retryable = false, retryAfterMs = 0 } = effect;
     const item = this.items.get(id);
     if (!item?.question || item.final) return [];
     if (status === "withdrawn") {
@@ -100,24 +113,13 @@ export class Conversation {
     return this.announcements.splice(0);
   }
 
-  /** Open alerts, the most urgent first, then the oldest. */
+  /** Open alerts, the most urgent first. */
   openAlerts() {
-    return [...this.alerts.values()]
-      .filter((alert) => !ALERT_CLOSED.has(alert.state) && !alert.hidden)
-      .sort((a, b) => rank(a) - rank(b) || a.frame.alert_seq - b.frame.alert_seq);
+    return this.book.list();
   }
 
-  hideAlert(alertId) {
-    const alert = this.alerts.get(alertId);
-    if (alert) alert.hidden = true;
-    this._changed.add("alerts");
-    return this._take();
-  }
-
-  /** Remember our own answer until the department's log confirms it. */
-  answerAlert(alertId, answer) {
-    const alert = this.alerts.get(alertId);
-    if (alert) alert.answer = answer;
+  /** Something in the alert book was changed by the person or the session. */
+  alertsChanged() {
     this._changed.add("alerts");
     return this._take();
   }
@@ -200,31 +202,6 @@ export class Conversation {
     this._changed.add(`x:${item.key}`);
     return item;
   }
-
-  _addAlert(frame, now) {
-    const known = this.alerts.get(frame.alert_id);
-    const key = frame.alert_id || `alert-${now}-${this.alerts.size}`;
-    this.alerts.set(key, {
-      key,
-      frame: known && !frame.content ? known.frame : frame,
-      state: frame.event || "raised",
-      by: known?.by ?? "",
-      counts: known?.counts ?? null,
-      answer: known?.answer ?? null,
-      hidden: false,
-    });
-    while (this.alerts.size > MAX_ALERTS) {
-      // The oldest closed one goes; an open alert is never pushed out by newer ones.
-      const closed = [...this.alerts.values()].find((one) => ALERT_CLOSED.has(one.state) || one.hidden);
-      if (!closed) break;
-      this.alerts.delete(closed.key);
-    }
-    this._changed.add("alerts");
-  }
-}
-
-function rank(alert) {
-  return PRIORITY_RANK[alert.frame.priority] ?? 2;
 }
 
 const HANDLERS = {
@@ -240,12 +217,16 @@ const HANDLERS = {
       this._divider("reloaded", { reason: frame.gap_reason });
     }
     this._welcomed = true;
+    this.alertsAway = false;
+    this.book.me = { user_id: frame.user?.user_id ?? "", roles: frame.user?.roles ?? [], department: frame.department?.id ?? "" };
+    if (!frame.resumed) this.book.restart();
     this._changed.add("line");
+    this._changed.add("presence");
   },
 
   snapshot(frame, now) {
-    this.alerts.clear();
-    for (const alert of frame.open_alerts ?? []) this._addAlert(alert, now);
+    const [first] = this.book.replace(frame.open_alerts, now, this.clockOffsetMs);
+    if (first) this.rung = first;
     this._changed.add("alerts");
     for (const open of frame.open_responses ?? []) {
       const item = this._of(open);
@@ -384,24 +365,42 @@ const HANDLERS = {
   },
 
   system_notification(frame, now) {
-    const known = this.alerts.get(frame.alert_id);
-    this._addAlert(frame, now);
-    if (ALERT_CLOSED.has(frame.event)) return;
-    if (!known || frame.event === "escalated" || frame.event === "repeated") {
-      this._announce("assertive", "announce.alert", { priority: frame.priority, text: frame.content });
+    const { alert, rings } = this.book.notified(frame, now, this.clockOffsetMs);
+    this._changed.add("alerts");
+    this.alertsAway = false;
+    // What rings comes up as a dialog, which a screen reader says by itself; the rest is said when there is time.
+    if (!this.book.isOpen(alert)) {
+      if (alert.addressed || this.book.raisedByMe(alert)) this._announce("polite", "announce.alert_over", { state: alert.state, text: alert.frame.content });
+    } else if (!rings && ["raised", "escalated"].includes(frame.event || "raised") && !this.book.raisedByMe(alert)) {
+      this._announce("polite", "announce.alert", { priority: frame.priority, text: frame.content });
     }
+    if (rings) this.rung = alert;
   },
 
   alert_update(frame) {
-    const alert = this.alerts.get(frame.alert_id);
-    if (!alert) return;
-    alert.state = frame.state;
-    alert.by = frame.by;
-    alert.counts = frame.counts;
-    if (frame.next_escalation_at !== undefined) {
-      alert.frame = { ...alert.frame, next_escalation_at: frame.next_escalation_at };
-    }
+    const told = this.book.updated(frame);
+    if (!told) return;
     this._changed.add("alerts");
-    this._announce("polite", "announce.alert_update", { state: frame.state, by: frame.by });
+    const { alert, taken, reminds } = told;
+    if (reminds) this.rung = alert;
+    if (taken !== null) {
+      this.taken = { alert, by: taken };
+      this._announce("polite", "announce.alert_taken", { by: taken, text: alert.frame.content });
+    } else if (this.book.raisedByMe(alert) && ["accepted", "declined", "unanswered"].includes(frame.event)) {
+      this._announce("polite", `announce.alert_${frame.event}`, { by: frame.by, text: alert.frame.content });
+    }
+  },
+
+  error(frame) {
+    if (frame.client_msg_id || !frame.detail?.startsWith("alerts:")) return;
+    this.alertsAway = true;
+    this.book.snapshotWasBlind();
+    this._changed.add("alerts");
+  },
+
+  presence(frame) {
+    this.presence.set(frame.user_id, frame);
+    while (this.presence.size > MAX_PEOPLE) this.presence.delete(this.presence.keys().next().value);
+    this._changed.add("presence");
   },
 };

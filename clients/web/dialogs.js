@@ -5,7 +5,7 @@
 
 import { fill, h, icon } from "./dom.js";
 
-class Dialog extends HTMLElement {
+export class Dialog extends HTMLElement {
   /** view: the application's texts, names and clock. */
   open(view, ...rest) {
     this.view = view;

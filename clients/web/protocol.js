@@ -9,12 +9,15 @@
  *   {do: "close", code}              close the socket and ignore whatever it still says
  *   {do: "token"}                    fetch a new token and hand it to `setToken`
  *   {do: "deliver", frame}           a frame for the screen, each durable one exactly once and in order
- *   {do: "outgoing", id, status, ...} what has become of a command: waiting, sent, accepted, failed, withdrawn
+ *   {do: "outgoing", id, status, ...} what has become of a command: waiting, sent, retrying, old, accepted, failed,
+ *                                     withdrawn
  *   {do: "line", phase, ...}         the state of the line has changed
  *
  * `wakeAt()` says when `tick` is due next. Nothing here throws on what a server sends: a frame that breaks the
  * rules is ignored, or answered by reconnecting where a gap would otherwise stay on the screen.
  */
+
+import { closes, confirms } from "./alerts.js";
 
 export const PROTOCOL = "chatd.v1";
 
@@ -43,6 +46,15 @@ export const RULES = Object.freeze({
   gaps_before_forgetting: 3,
   // Commands that may wait for the line; a person who typed 64 questions into a dead line must be told.
   max_outbox: 64,
+  // Alerts and answers to alerts have room of their own: no number of waiting questions may keep one out.
+  max_alert_outbox: 64,
+  // A refusal that passes (the ledger is away for a moment) is tried again after 1 s, 2 s, 4 s ... with jitter.
+  retry_base_ms: 1_000,
+  retry_cap_ms: 15_000,
+  // An alert that could not be raised for this long may be about what is over: the person is asked first.
+  raise_patience_ms: 300_000,
+  // Receipts that are told again after a lost line; the server counts each person once.
+  max_receipts: 200,
   // A new token is fetched this long before the old one runs out (or at 4/5 of a short life).
   token_margin_ms: 60_000,
   // A server that said goodbye and does not hang up is left alone after this long.
@@ -70,6 +82,9 @@ export function newId(prefix, fill) {
   return `${prefix}-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
 }
 
+/** Commands about alerts: they wait in a room of their own, and are tried again until the server has decided. */
+const ALERT_COMMANDS = new Set(["alert_raise", "alert_response"]);
+
 const isCount = (value) => Number.isSafeInteger(value) && value >= 0;
 const bounded = (value, low, high, fallback) =>
   Number.isFinite(value) ? Math.min(high, Math.max(low, value)) : fallback;
@@ -90,11 +105,16 @@ export class ClientSession {
     this.seq = 0;
     this.alertSeq = 0;
     this.stopCode = null;
-    /** client_msg_id → {frame, status, responseId, cancelled, isPast}; the order of insertion is the order of sending. */
+    this.userId = null;
+    /** When anything was last heard from the server, in ms; null before the first frame. */
+    this.heardAt = null;
+    /** client_msg_id → {frame, status, responseId, cancelled, isPast, at, tries, notBefore, wasSent}; the order of insertion is the order of sending. */
     this.outbox = new Map();
     this.offlineSince = null;
+    /** alert_id → {delivered, displayed}: receipts of open alerts, told again on each new line. */
+    this._receipts = new Map();
     this._deviceId = deviceId;
-    this._channel = channel;
+    this.channel = channel;
     this._random = random;
     this._makeId = makeId;
     this._token = null;
@@ -135,7 +155,7 @@ export class ClientSession {
     if (this.phase !== "live") return [];
     return [
       { do: "send", frame: { type: "refresh", token, client_msg_id: this._makeId("r") } },
-      ...this._flush(),
+      ...this._flush(now),
     ];
   }
 
@@ -157,12 +177,52 @@ export class ClientSession {
     const id = frame.client_msg_id;
     if (this.outbox.has(id)) return [];
     if (this.phase === "stopped") return [{ do: "outgoing", id, status: "failed", code: "session_expired" }];
-    if (this.outbox.size >= RULES.max_outbox) {
+    const isAlert = ALERT_COMMANDS.has(frame.type);
+    const waiting = [...this.outbox.values()].filter((entry) => ALERT_COMMANDS.has(entry.frame.type) === isAlert).length;
+    if (waiting >= (isAlert ? RULES.max_alert_outbox : RULES.max_outbox)) {
       return [{ do: "outgoing", id, status: "failed", code: "outbox_full", retryable: true }];
     }
-    const entry = { frame: Object.freeze({ ...frame }), status: "waiting", responseId: null, cancelled: false, isPast: false };
-    this.outbox.set(id, entry);
-    return [{ do: "outgoing", id, status: "waiting" }, ...this._flush()];
+    this.outbox.set(id, {
+      frame: Object.freeze({ ...frame }),
+      status: "waiting",
+      responseId: null,
+      cancelled: false,
+      isPast: false,
+      at: now,
+      tries: 0,
+      notBefore: -Infinity,
+      wasSent: false,
+    });
+    return [{ do: "outgoing", id, status: "waiting" }, ...this._flush(now)];
+  }
+
+  /**
+   * Say that an alert has been "delivered" or "displayed" here: once, now or as soon as the line is there, and again
+   * on each new line as long as the alert is open. No answer comes; the server keeps the furthest.
+   */
+  receipt(alertId, answer) {
+    const told = this._receipts.get(alertId) ?? { delivered: null, displayed: null };
+    if (told[answer] || this.phase === "stopped") return [];
+    told[answer] = Object.freeze({ type: "alert_response", client_msg_id: this._makeId("n"), alert_id: alertId, answer });
+    this._receipts.set(alertId, told);
+    if (this._receipts.size > RULES.max_receipts) this._receipts.delete(this._receipts.keys().next().value);
+    return this.phase === "live" ? [{ do: "send", frame: told[answer] }] : [];
+  }
+
+  /** An alert that grew old while it waited: the person wants it sent all the same. */
+  sendAnyway(id, now) {
+    const entry = this.outbox.get(id);
+    if (!entry || entry.status !== "old") return [];
+    Object.assign(entry, { status: "waiting", at: now, notBefore: -Infinity });
+    return [{ do: "outgoing", id, status: "waiting" }, ...this._flush(now)];
+  }
+
+  /** Give up an alert of one's own. `unsure`: it has been sent once, so the server may have it all the same. */
+  withdraw(id) {
+    const entry = this.outbox.get(id);
+    if (!entry || entry.frame.type !== "alert_raise") return [];
+    this.outbox.delete(id);
+    return [{ do: "outgoing", id, status: "withdrawn", unsure: entry.wasSent }];
   }
 
   /** Stop a question. One that never left is withdrawn here; any other still ends in an `ai_response`. */
@@ -212,7 +272,7 @@ export class ClientSession {
       type: "hello",
       token: this._token,
       device_id: this._deviceId,
-      channel: this._channel,
+      channel: this.channel,
       lang: this.lang,
     };
     if (this.sessionId) hello.session_id = this.sessionId;
@@ -224,11 +284,12 @@ export class ClientSession {
     if (!frame || typeof frame !== "object" || typeof frame.type !== "string") return [];
     if (this.phase !== "greeting" && this.phase !== "syncing" && this.phase !== "live") return [];
     this._pongBy = Infinity; // any frame is a sign of life
+    this.heardAt = now;
     if (frame.type === "goaway") return this._onGoaway(frame, now);
     if (frame.type === "welcome") return this.phase === "greeting" ? this._onWelcome(frame, now) : [];
-    if (frame.type === "error") return this._onError(frame);
+    if (frame.type === "error") return this._onError(frame, now);
     if (this.phase === "greeting") return [];
-    if (frame.type === "snapshot") return this.phase === "syncing" ? this._onSnapshot(frame) : [];
+    if (frame.type === "snapshot") return this.phase === "syncing" ? this._onSnapshot(frame, now) : [];
     const place = this._place(frame);
     if (place === "gap") return this._onGap(now);
     if (place === "drop") return [];
@@ -270,6 +331,7 @@ export class ClientSession {
     if (this.phase !== "live") return [];
     const effects = [];
     if (now >= this._ackAt) effects.push(...this._ack());
+    if (now >= this._retryAt()) effects.push(...this._flush(now));
     if (now >= this._pingAt) {
       effects.push({ do: "send", frame: { type: "ping", t: now } });
       this._pingAt = now + this._intervalMs;
@@ -290,7 +352,7 @@ export class ClientSession {
     if (this.phase === "syncing") return Math.min(this._deadline, this._pongBy);
     if (this.phase !== "live") return Infinity;
     const renew = this._tokenAsked ? Infinity : this._tokenRenewAt;
-    return Math.min(this._deadline, this._pingAt, this._pongBy, this._ackAt, renew);
+    return Math.min(this._deadline, this._pingAt, this._pongBy, this._ackAt, this._retryAt(), renew);
   }
 
   // --- the line ------------------------------------------------------------------------------------------
@@ -351,11 +413,17 @@ export class ClientSession {
     this._pingAt = now + this._intervalMs;
     this._deadline = Infinity;
     this.sessionId = frame.session_id;
+    this.userId = frame.user?.user_id ?? this.userId;
     const resumed = frame.resumed === true && this._hasCursor && frame.epoch === this.epoch;
+    if (resumed && isCount(frame.alert_seq) && frame.alert_seq < this.alertSeq) {
+      // The alert log is shorter than we know it (a ledger put back from a copy): its next alerts would look old.
+      this._forgetCursor();
+      return this._onGap(now);
+    }
     if (resumed) {
       this.phase = "live";
       this.offlineSince = null;
-      return [{ do: "deliver", frame }, this._line(), ...this._resendOutbox(null)];
+      return [{ do: "deliver", frame }, this._line(), ...this._resendOutbox(null, now)];
     }
     // "Resumed" from a cursor that we do not hold would hide what is missing.
     if (frame.resumed === true) return this._onGap(now);
@@ -369,13 +437,15 @@ export class ClientSession {
     return [{ do: "deliver", frame }];
   }
 
-  _onSnapshot(frame) {
+  _onSnapshot(frame, now) {
     this.phase = "live";
     this._hasCursor = true;
     this._deadline = Infinity;
     this.offlineSince = null;
+    const alerts = new Set((frame.open_alerts ?? []).map((one) => one.alert_id));
+    for (const id of this._receipts.keys()) if (!alerts.has(id)) this._receipts.delete(id);
     const open = new Map((frame.open_responses ?? []).map((one) => [one.client_msg_id, one.response_id]));
-    return [{ do: "deliver", frame }, this._line(), ...this._resendOutbox(open)];
+    return [{ do: "deliver", frame }, this._line(), ...this._resendOutbox(open, now)];
   }
 
   _onGoaway(frame, now) {
@@ -399,11 +469,15 @@ export class ClientSession {
   _suspectCursor() {
     this._gaps += 1;
     if (this._gaps < RULES.gaps_before_forgetting) return;
+    this._forgetCursor();
+    this._gaps = 0;
+  }
+
+  _forgetCursor() {
     this._hasCursor = false;
     this.epoch = "";
     this.seq = 0;
     this.alertSeq = 0;
-    this._gaps = 0;
   }
 
   // --- the logs ------------------------------------------------------------------------------------------
@@ -436,6 +510,7 @@ export class ClientSession {
     const type = this.outbox.get(frame.client_msg_id).frame.type;
     if (frame.type === "ai_response" || frame.type === "facts") return type === "user_message";
     if (frame.type === "action_update") return type === "action";
+    if (frame.type === "presence") return type === "presence";
     return frame.type === "context" && type === "context_set";
   }
 
@@ -455,12 +530,18 @@ export class ClientSession {
   // --- the outbox ----------------------------------------------------------------------------------------
 
   /** Send what has not been sent on this line; a server that said goodbye takes only answers to alerts. */
-  _flush() {
+  _flush(now) {
     if (this.phase !== "live") return [];
     const effects = [];
     for (const [id, entry] of this.outbox) {
-      if (entry.status !== "waiting" || (this._goaway && entry.frame.type !== "alert_response")) continue;
+      if (entry.status !== "waiting" || entry.notBefore > now || (this._goaway && entry.frame.type !== "alert_response")) continue;
+      if (entry.frame.type === "alert_raise" && now - entry.at > RULES.raise_patience_ms) {
+        entry.status = "old";
+        effects.push({ do: "outgoing", id, status: "old", unsure: entry.wasSent });
+        continue;
+      }
       entry.status = "sent";
+      entry.wasSent = true;
       effects.push({ do: "send", frame: entry.frame }, { do: "outgoing", id, status: "sent" });
     }
     return effects;
@@ -473,7 +554,7 @@ export class ClientSession {
    * (`isPast`). Otherwise the map of questions that are still being answered; an accepted question that is not
    * among them is sent again too.
    */
-  _resendOutbox(open) {
+  _resendOutbox(open, now) {
     const cancelled = [];
     for (const [id, entry] of this.outbox) {
       if (entry.status === "accepted") {
@@ -482,9 +563,20 @@ export class ClientSession {
       } else if (entry.status === "sent") {
         entry.status = "waiting";
       }
+      entry.notBefore = -Infinity;
       if (entry.cancelled) cancelled.push(this._cancelFrame(id));
     }
-    return [...this._flush(), ...cancelled];
+    const receipts = [...this._receipts.values()].flatMap((told) => [told.delivered, told.displayed]).filter(Boolean);
+    return [...this._flush(now), ...cancelled, ...receipts.map((frame) => ({ do: "send", frame }))];
+  }
+
+  /** When a command that was refused for now is tried again. */
+  _retryAt() {
+    let at = Infinity;
+    for (const entry of this.outbox.values()) {
+      if (entry.status === "waiting" && entry.notBefore > -Infinity && !(this._goaway && entry.frame.type !== "alert_response")) at = Math.min(at, entry.notBefore);
+    }
+    return at;
   }
 
   _cancelFrame(id) {
@@ -498,7 +590,7 @@ export class ClientSession {
     if (frame.type === "accepted" && entry) {
       if (entry.frame.type !== "user_message") {
         this.outbox.delete(id);
-        return [{ do: "outgoing", id, status: "accepted" }];
+        return [{ do: "outgoing", id, status: "accepted", alertId: frame.alert_id ?? null, reach: frame.reach ?? null }];
       }
       entry.status = "accepted";
       entry.responseId = frame.response_id ?? null;
@@ -507,17 +599,28 @@ export class ClientSession {
       return [{ do: "outgoing", id, status: "accepted" }];
     }
     if (this._isAwaited(frame) && frame.type !== "facts") this.outbox.delete(id);
-    if (frame.type === "alert_update") {
-      for (const [otherId, other] of this.outbox) {
-        if (other.frame.type === "alert_response" && other.frame.alert_id === frame.alert_id && other.status !== "waiting") {
-          this.outbox.delete(otherId);
-        }
-      }
-    }
-    return [];
+    return ALERT_DURABLE.has(frame.type) ? this._settleAlert(frame) : [];
   }
 
-  _onError(frame) {
+  /**
+   * The log confirms an answer, or ends the alert and with it every answer to it. Another person's event changes
+   * nothing: an answer that is still on its way must not be taken for one that has arrived.
+   */
+  _settleAlert(frame) {
+    const closed = closes(frame);
+    if (closed) this._receipts.delete(frame.alert_id);
+    const effects = [];
+    for (const [id, entry] of this.outbox) {
+      if (entry.frame.type !== "alert_response" || entry.frame.alert_id !== frame.alert_id) continue;
+      const confirmed = confirms(frame, entry.frame, this.userId);
+      if (!confirmed && !closed) continue;
+      this.outbox.delete(id);
+      effects.push(confirmed ? { do: "outgoing", id, status: "accepted" } : { do: "outgoing", id, status: "failed", code: "alert_closed" });
+    }
+    return effects;
+  }
+
+  _onError(frame, now) {
     const id = frame.client_msg_id;
     const entry = id ? this.outbox.get(id) : undefined;
     if (frame.code === "token_expired") {
@@ -526,6 +629,13 @@ export class ClientSession {
       if (this._tokenAsked) return [];
       this._tokenAsked = true;
       return [{ do: "token" }];
+    }
+    if (entry?.status === "sent" && frame.retryable === true && ALERT_COMMANDS.has(entry.frame.type)) {
+      // Nobody should have to press twice for an alert because a disk was busy for a second.
+      const wait = Math.min(RULES.retry_cap_ms, RULES.retry_base_ms * 2 ** Math.min(entry.tries, 10));
+      const told = isCount(frame.retry_after_ms) ? Math.min(frame.retry_after_ms, 60_000) : 0;
+      Object.assign(entry, { status: "waiting", tries: entry.tries + 1, notBefore: now + told + Math.ceil(wait * (0.5 + this._random() / 2)) });
+      return [{ do: "outgoing", id, status: "retrying", code: frame.code }];
     }
     const effects = [];
     // An accepted question still ends in its ai_response; this error is about something else (a cancel).

@@ -35,7 +35,7 @@ export class SignIn extends HTMLElement {
           "div",
           { class: "signin-card" },
           h("div", { class: "signin-top" }, h("span", { class: "brand" }, icon("pulse"), t("app.title")), languageButton(this, t)),
-          h("h1", {}, t("signin.title")),
+          h("h1", {}, t(this._view.isBoard ? "signin.board" : "signin.title")),
           h("p", { class: "quiet" }, t("app.tagline")),
           this._reason !== null && h("p", { class: "banner banner-info", role: "status" }, reasonText(this._view.texts, this._reason)),
           this._body(t),
@@ -173,7 +173,8 @@ export function languageButton(element, t) {
       "data-key": "lang",
       onclick: () => emit(element, "language", pt ? "pt" : "en"),
     },
-    t("lang.switch"),
+    h("span", { class: "lang-long" }, t("lang.switch")),
+    h("span", { class: "lang-short", "aria-hidden": "true" }, pt ? "PT" : "EN"),
   );
 }
 

@@ -63,6 +63,41 @@ PATIENTS = (
         allergy_status="none_known",
     ),
 )
+#: The roles that a person's token says.
+ROLES = {"dr.santos.cardio": ("physician",), "enf.alves": ("nurse",)}
+REACH = f.Reach(
+    online=("enf.alves", "dr.mendes.cardio"),
+    push=("dr.rocha.cardio",),
+    unreachable=("dr.lima.cardio", "dr.faria.cardio"),
+    covered={"dr.lima.cardio": "dr.mendes.cardio"},
+)
+#: What the server sends with an alert that somebody has to accept.
+OPTIONS = (
+    f.AlertOption(id="coming", label="I am coming", label_pt="Vou já", answer="accept"),
+    f.AlertOption(
+        id="in_procedure",
+        label="In a procedure",
+        label_pt="Em procedimento",
+        answer="decline",
+        reason="in_procedure",
+    ),
+    f.AlertOption(
+        id="not_available", label="Not available", label_pt="Não disponível", answer="decline", reason="not_available"
+    ),
+)
+#: A team of four; the first place is not this physician's.
+TEAM = (
+    f.AlertSlot(id="nurse", label="Cath lab nurse", label_pt="Enfermeiro de hemodinâmica", roles=("nurse",)),
+    f.AlertSlot(id="operator", label="Operator", label_pt="Operador", roles=("cardiologist", "physician")),
+    f.AlertSlot(
+        id="anaesthesia",
+        label="Anaesthesia",
+        label_pt="Anestesia",
+        roles=("anaesthetist",),
+        roles_named=("physician",),
+    ),
+    f.AlertSlot(id="runner", label="Runner", label_pt="Apoio"),
+)
 #: Opens with a second identifier only.
 GUARDED = {"7901": "1944-03-09", "7902": "1992-07-21"}
 
@@ -94,6 +129,7 @@ class _Line:
     def __init__(self, websocket: WebSocket) -> None:
         self.websocket = websocket
         self.session: _Session | None = None
+        self.user_id: str = websocket.path_params["user_id"]
 
     async def send(self, frame: f.Frame) -> None:
         await self.websocket.send_text(msgspec.json.encode(frame).decode())
@@ -130,11 +166,16 @@ class FakeChatd:
         self.refuse = False
         self.silent = False
         self.error_next: ErrorCode | None = None
+        #: Take answers to alerts and raised alerts as the server does; else they only are received.
+        self.answers_alerts = True
+        self.reach = REACH
         self.facts_of: Callable[[f.UserMessage], f.Facts] | None = None
         self.reply_of: Callable[[f.UserMessage], f.AiResponse] | None = None
         self._sessions: dict[str, _Session] = {}
         self._alerts: list[f.Frame] = []
+        self._open: dict[str, f.SystemNotification] = {}
         self._lines: set[_Line] = set()
+        self._alerts_from = 0
         self._epochs = 0
         self._serial = 0
         self._held: list[tuple[_Session, f.UserMessage, str]] = []
@@ -210,6 +251,10 @@ class FakeChatd:
     def update_alert(self, **fields: Any) -> None:
         self._run(self._update_alert(fields))
 
+    def forget_alerts(self, first_seq: int) -> None:
+        """A phone that is further back than this cannot be brought up by replay any more."""
+        self._alerts_from = first_seq
+
     def stale(self, response_id: str) -> None:
         self._run(self._stale(response_id))
 
@@ -226,6 +271,7 @@ class FakeChatd:
         return Starlette(
             routes=[
                 Route("/", lambda _: FileResponse(WEB / "index.html")),
+                Route("/board", lambda _: FileResponse(WEB / "index.html")),
                 Route("/v1/demo", self._demo),
                 Route("/v1/demo/token", self._demo_token, methods=["POST"]),
                 Route("/v1/departments/{department}/patients", self._patients),
@@ -294,7 +340,9 @@ class FakeChatd:
         if session is None:
             await line.websocket.close(CloseCode.UNAUTHORIZED)
             return
-        if self.error_next and isinstance(frame, f.UserMessage | f.ContextSet | f.ActionCommand):
+        is_receipt = isinstance(frame, f.AlertResponse) and frame.answer in {"delivered", "displayed"}
+        takes_errors = f.UserMessage | f.ContextSet | f.ActionCommand | f.AlertResponse | f.AlertRaise | f.PresenceSet
+        if self.error_next and isinstance(frame, takes_errors) and not is_receipt:
             code, self.error_next = self.error_next, None
             await line.send(_error(code, frame.client_msg_id))
         elif isinstance(frame, f.UserMessage):
@@ -306,7 +354,21 @@ class FakeChatd:
         elif isinstance(frame, f.ActionCommand):
             await self._action(line, session, frame)
         elif isinstance(frame, f.AlertResponse):
-            await line.send(f.Accepted(client_msg_id=frame.client_msg_id, alert_id=frame.alert_id))
+            if self.answers_alerts and not is_receipt:
+                await self._alert_answer(line, frame)
+        elif isinstance(frame, f.AlertRaise):
+            if self.answers_alerts:
+                await self._alert_raise(line, frame)
+        elif isinstance(frame, f.PresenceSet):
+            await line.send(
+                f.Presence(
+                    user_id=line.user_id,
+                    state=frame.state,
+                    until=frame.until,
+                    delegate_to=frame.delegate_to,
+                    client_msg_id=frame.client_msg_id,
+                )
+            )
         elif isinstance(frame, f.Feedback | f.Refresh):
             await line.send(f.Accepted(client_msg_id=frame.client_msg_id))
         elif isinstance(frame, f.Ping):
@@ -329,6 +391,9 @@ class FakeChatd:
         line.session = session
         resume = hello.resume
         resumed = resume is not None and resume.epoch == session.epoch
+        gap: f.GapReason = "epoch_changed" if resume else "first"
+        if resumed and resume and resume.alert_seq + 1 < self._alerts_from:
+            resumed, gap = False, "too_far"
         name = next((n for u, n, *_ in STAFF if u == user_id), user_id)
         await line.send(
             f.Welcome(
@@ -340,10 +405,10 @@ class FakeChatd:
                 alert_seq=len(self._alerts),
                 resumed=resumed,
                 replay=len(session.log) - resume.seq if resumed and resume else 0,
-                gap_reason=None if resumed else ("epoch_changed" if resume else "first"),
+                gap_reason=None if resumed else gap,
                 heartbeat=f.Heartbeat(),
                 limits=f.Limits(),
-                user=f.User(user_id=user_id, name=name),
+                user=f.User(user_id=user_id, name=name, roles=ROLES.get(user_id, ())),
                 department=f.DepartmentInfo(id=department, name=department.title()),
                 model=f.ModelState(state="ready" if self.mode == "normal" else "none"),
                 mode=self.mode,
@@ -359,6 +424,7 @@ class FakeChatd:
                         f.OpenResponse(response_id=r, client_msg_id=c) for c, r in session.open.items()
                     ),
                     active_patient=session.patient,
+                    open_alerts=tuple(self._open.values()),
                 )
             )
         session.sockets.append(line)
@@ -491,23 +557,90 @@ class FakeChatd:
                 await line.send(f.ModeChange(mode=self.mode, model=f.ModelState(state=state, id="scripted-1")))
 
     async def _alert(self, fields: dict[str, Any]) -> None:
+        now = _iso(datetime.now(UTC))
         frame = f.SystemNotification(
             **{
                 "department": "cardiology",
                 "alert_seq": len(self._alerts) + 1,
-                "timestamp": _iso(datetime.now(UTC)),
+                "timestamp": now,
+                "raised_at": now,
+                "state": "delivering",
+                "requires_action": True,
                 **fields,
             }
         )
+        await self._record(frame)
+
+    async def _update_alert(self, fields: dict[str, Any]) -> None:
+        await self._record(f.AlertUpdate(**{"alert_seq": len(self._alerts) + 1, **fields}))
+
+    async def _record(self, frame: f.SystemNotification | f.AlertUpdate) -> None:
+        """Into the log, into what a snapshot shows, and to everybody."""
         self._alerts.append(frame)
+        if isinstance(frame, f.SystemNotification):
+            self._open[frame.alert_id] = frame
+        elif frame.alert_id in self._open:
+            known = self._open[frame.alert_id]
+            self._open[frame.alert_id] = msgspec.structs.replace(
+                known, state=frame.state, who=frame.who, slots=frame.slots or known.slots
+            )
+        if frame.state in {"resolved", "stood_down", "expired"}:
+            self._open.pop(frame.alert_id, None)
         for line in list(self._lines):
             await line.send(frame)
 
-    async def _update_alert(self, fields: dict[str, Any]) -> None:
-        frame = f.AlertUpdate(**{"alert_seq": len(self._alerts) + 1, **fields})
-        self._alerts.append(frame)
-        for line in list(self._lines):
-            await line.send(frame)
+    async def _alert_answer(self, line: _Line, frame: f.AlertResponse) -> None:
+        """Take an answer: the last word of each person counts, a place is taken once."""
+        alert = self._open.get(frame.alert_id)
+        if alert is None:
+            await line.send(_error(ErrorCode.ALERT_CLOSED, frame.client_msg_id))
+            return
+        now = datetime.now(UTC)
+        eta_at = None if frame.eta_min is None else _iso(now + timedelta(minutes=frame.eta_min))
+        holder = f.AlertHolder(
+            user_id=line.user_id, answer=frame.answer, at=_iso(now), eta_at=eta_at, slot=frame.slot, reason=frame.reason
+        )
+        who = (*(one for one in alert.who if one.user_id != line.user_id), holder)
+        slots = tuple(
+            msgspec.structs.replace(one, by=line.user_id, eta_at=eta_at) if one.id == frame.slot else one
+            for one in alert.slots
+        )
+        held = all(one.by for one in slots) if slots else any(one.answer == "accept" for one in who)
+        ends = {"done": "resolved", "stand_down": "stood_down"}.get(frame.answer)
+        await line.send(f.Accepted(client_msg_id=frame.client_msg_id, alert_id=frame.alert_id))
+        if ends:
+            await self._record(
+                msgspec.structs.replace(
+                    alert, alert_seq=len(self._alerts) + 1, event=ends, state=ends, by=line.user_id, who=who
+                )
+            )
+            return
+        await self._record(
+            f.AlertUpdate(
+                alert_id=frame.alert_id,
+                alert_seq=len(self._alerts) + 1,
+                state="in_progress" if held else "delivering",
+                event="declined" if frame.answer == "decline" else "accepted",
+                by=line.user_id,
+                who=who,
+                slots=slots,
+            )
+        )
+
+    async def _alert_raise(self, line: _Line, frame: f.AlertRaise) -> None:
+        alert_id = f"al-{frame.client_msg_id}"
+        await line.send(f.Accepted(client_msg_id=frame.client_msg_id, alert_id=alert_id, reach=self.reach))
+        await self._alert(
+            {
+                "alert_id": alert_id,
+                "priority": frame.priority,
+                "content": frame.content,
+                "requires_action": frame.requires_action,
+                "to": frame.to,
+                "patient_id": frame.patient_id,
+                "from_": line.user_id,
+            }
+        )
 
     async def _stale(self, response_id: str) -> None:
         for session in self._sessions.values():

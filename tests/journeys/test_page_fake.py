@@ -93,7 +93,7 @@ def shoot(page: Page, name: str) -> None:
 
 @pytest.mark.parametrize("lang", ["en-GB", "pt-PT"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [320, 390, 1280])
 def test_page_shows_and_passes_its_checks(open_page: Open, fake: FakeChatd, width: int, scheme: str, lang: str) -> None:
     """Every screen has names, contrast and landmarks and fits its width, in both languages and both themes."""
     page = open_page(width=width, lang=lang, scheme=scheme)
@@ -131,7 +131,7 @@ def test_page_shows_and_passes_its_checks(open_page: Open, fake: FakeChatd, widt
     expect(page.locator("action-dialog input[name=second]")).to_be_visible()
     check("7-action")
     page.keyboard.press("Escape")
-    expect(page.locator("dialog")).to_have_count(0)
+    expect(page.locator("dialog[open]")).to_have_count(0)
     page.locator("answer-bubble .action .icon-button").first.click()
     expect(page.locator("dismiss-dialog input").first).to_be_visible()
     check("8-dismiss")
@@ -140,9 +140,13 @@ def test_page_shows_and_passes_its_checks(open_page: Open, fake: FakeChatd, widt
     expect(page.locator("citation-dialog blockquote")).to_be_visible()
     check("9-protocol")
     page.keyboard.press("Escape")
-    expect(page.locator("dialog")).to_have_count(0)
-    fake.alert(alert_id="al-1", priority="critical", content="Cardiac arrest, bed 4", requires_action=True, from_="ICU")
-    expect(page.locator("alert-strip .alert")).to_be_visible()
+    expect(page.locator("dialog[open]")).to_have_count(0)
+    fake.alert(alert_id="al-1", priority="critical", content="Cardiac arrest, bed 4", from_="service:icu")
+    expect(page.locator("alert-sheet dialog")).to_be_visible()
+    expect(page.locator(".sheet[data-guarded]")).to_have_count(0)  # no press counts before
+    check("b-alert-sheet")
+    page.keyboard.press("Escape")
+    expect(page.locator("alert-strip .alert-critical")).to_be_visible()
     fake.refuse = True
     fake.drop()
     expect(page.locator("status-line.is-offline")).to_be_visible()
@@ -573,23 +577,6 @@ def test_error_stands_beside_its_message_with_retry(open_page: Open, fake: FakeC
     expect(page.locator(".from-me")).to_have_count(1)
     first, again = fake.of(f.UserMessage)
     assert first.client_msg_id != again.client_msg_id
-
-
-def test_alert_is_announced_and_answered(open_page: Open, fake: FakeChatd) -> None:
-    """An alert is spoken at once, its reception is told, an answer goes out once, and a closed one leaves."""
-    page = open_page()
-    sign_in(page)
-    fake.alert(alert_id="al-1", priority="critical", content="Cardiac arrest, bed 4", requires_action=True)
-    strip = page.locator("alert-strip")
-    expect(strip).to_contain_text("Cardiac arrest, bed 4")
-    expect(page.locator("[data-live=assertive]")).to_contain_text("Critical alert: Cardiac arrest, bed 4")
-    assert page.title() == "(1) chatd"
-    strip.get_by_role("button", name="Accept").click()
-    expect(strip).to_contain_text("You accepted")
-    expect(strip.get_by_role("button", name="Done")).to_be_visible()
-    fake.update_alert(alert_id="al-1", state="resolved", by="Dr. Santos")
-    expect(strip).to_be_hidden()
-    assert [one.answer for one in fake.of(f.AlertResponse)] == ["delivered", "displayed", "accept"]
 
 
 def test_language_switch_keeps_everything(open_page: Open, fake: FakeChatd) -> None:
