@@ -7,6 +7,7 @@ import contextlib
 import secrets
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import structlog
 from redis.asyncio import Redis
@@ -15,13 +16,18 @@ from starlette.middleware import Middleware
 
 from chatd import endpoints, tasks
 from chatd.actions.service import Actions
+from chatd.alerts.policies import Policies
+from chatd.alerts.presence import Presence
+from chatd.alerts.service import Alerts
 from chatd.clock import Clock, SystemClock
 from chatd.faults import FaultPoints
+from chatd.gateway.alerting import Departments
 from chatd.gateway.node import Node
 from chatd.inference.limits import limits_of
 from chatd.inference.queue import JobQueue
 from chatd.inference.watch import ModelWatch
 from chatd.ledger import Ledger
+from chatd.ledger.day_keys import DayKeys
 from chatd.places import Places
 from chatd.records import RecordKeeper, configured
 from chatd.replies.following import Follower
@@ -72,6 +78,8 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
         loops = [
             asyncio.create_task(node.run(), name="node"),
             asyncio.create_task(keeper.run(), name="records"),
+            asyncio.create_task(node.alerts.run(), name="alerts"),
+            asyncio.create_task(node.alerts.presence.run(), name="presence"),
         ]
         for task in loops:
             task.add_done_callback(_report_end)
@@ -79,6 +87,7 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
             yield
         finally:
             await tasks.end(loops)
+            await node.alerts.flush()
             await node.runs.drain(0)
             node.runs.close()
             await ledger.close()
@@ -134,6 +143,19 @@ def _node(
         sealer=sealer,
         pseudonym_key=sealer.derive("patient-pseudonym"),
     )
+    policies = settings.alert_policies_file
+    alerts = Alerts(
+        ledger,
+        DayKeys(sealer),
+        Policies(Path(policies).read_bytes() if policies else None),
+        Presence(redis),
+        clock=clock,
+        mac_key=sealer.derive("alert-command"),
+        node_id=node_id,
+        retention_days=settings.alert_retention_days,
+        raises_per_minute=settings.alert_raises_per_minute,
+    )
+    alerts.is_department = Departments(store).has
     return Node(
         settings=settings,
         clock=clock,
@@ -150,6 +172,7 @@ def _node(
         watch=watch,
         queue=queue,
         follower=follower,
+        alerts=alerts,
     )
 
 

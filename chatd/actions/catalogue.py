@@ -55,10 +55,24 @@ class Cue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     about: tuple[str, ...] = ()
 
 
+class Call(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The alert that confirming an action raises.
+
+    department: whose; empty, or one that this hospital has not: the action's own. role: only who holds it there.
+    policy: an escalation policy; empty: by department and priority.
+    """
+
+    priority: Literal["low", "normal", "high", "critical"]
+    department: str = ""
+    role: str = ""
+    policy: str = ""
+
+
 class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One action as the file has it; see ``context.layers.Action`` for the fields that go into the layer.
 
     signals: ids of red flags that call for it. cues: other points. gives: the value or kind of report that it orders.
+    alert: whom it calls when it is confirmed; None: nobody.
     """
 
     label: Annotated[str, Meta(min_length=1, max_length=60)]
@@ -73,6 +87,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     signals: tuple[str, ...] = ()
     cues: tuple[Cue, ...] = ()
     gives: str = ""
+    alert: Call | None = None
 
 
 class Catalogue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,6 +127,12 @@ def catalogue_of(department_id: str) -> tuple[Action, ...]:
             )
         )
     return tuple(actions)
+
+
+def alert_of(action_id: str) -> Call | None:
+    """The alert that confirming an action raises; None for one that calls nobody, and for one that is not there."""
+    row = _catalogue().actions.get(action_id)
+    return None if row is None else row.alert
 
 
 class AskedQuestion(Protocol):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from chatd.actions import tokens
+from chatd.actions.catalogue import alert_of
 from chatd.actions.drafts import draft_of, reference_of
 from chatd.actions.rules import (
     LIFE,
@@ -45,6 +46,10 @@ _DRAFT_TEXT = {
     "en": "recorded as a draft, nothing has been sent",
     "pt": "registado como rascunho, nada foi enviado",
 }
+_ALERT_TEXT = {
+    "en": "the team has been alerted",
+    "pt": "a equipa foi alertada",
+}
 
 #: Begins the ids of the server's own steps; no client's id may begin with it (``protocols.frames.Id``).
 _SERVER = "!"
@@ -71,6 +76,7 @@ class Actions:
         patient: PatientLayer | None,
         context_hash: str,
         now: datetime,
+        also: Callable[[Transaction], object] | None = None,
     ) -> ActionUpdate:
         """Carry out one command; when this returns, the ledger has it.
 
@@ -84,15 +90,18 @@ class Actions:
             actor: Who is speaking, by the connection's token.
             patient: The patient that is open in the session now.
             context_hash: Digest of the layers as they are now.
+            also: What a confirmation does besides its draft, in the same transaction: both, or neither. It is called
+                once, and not for a command that is sent again.
         Raises:
-            RemoteProtocolError: action_unknown, any refusal of ``rules.decide``, bad_request for another command
-                under a known ``client_msg_id``, or internal when the ledger takes no writes: then nothing is done.
+            RemoteProtocolError: action_unknown, any refusal of ``rules.decide`` or of ``also``, bad_request
+                for another command under a known ``client_msg_id``, or internal when the ledger takes no writes: then
+                nothing is done.
         """
         if proposal is not None and proposal.action_id != command.action_id:
             raise LocalProtocolError("the proposal of another action")
 
         def work(tx: Transaction) -> ActionUpdate:
-            return self._command(tx, command, proposal, actor, patient, context_hash, whole_ms(now))
+            return self._command(tx, command, proposal, actor, patient, context_hash, whole_ms(now), also)
 
         try:
             return await self._ledger.transact(work)
@@ -195,6 +204,15 @@ class Actions:
 
         return await self._ledger.transact(work)
 
+    async def proposal(self, action_id: str) -> Proposal | None:
+        """What the ledger has of an action that somebody has touched; None if nobody has.
+
+        Raises:
+            LedgerUnavailable: The ledger does not answer.
+        """
+        row = await self._ledger.read(lambda tx: tx.action(action_id))
+        return None if row is None else self._open(row)
+
     async def draft(self, action_id: str) -> dict[str, Any] | None:
         """The FHIR R4 draft of a confirmed action; None if there is none, or its key has been destroyed.
 
@@ -220,6 +238,7 @@ class Actions:
         patient: PatientLayer | None,
         context_hash: str,
         now: datetime,
+        also: Callable[[Transaction], object] | None,
     ) -> ActionUpdate:
         if given is not None:
             tx.ensure_action(self._row(given, now))  # rolled back with the rest if the command is refused
@@ -266,6 +285,8 @@ class Actions:
         if status == Status.CONFIRMED:
             bundle = draft_of(proposal, patient=patient, actor=actor, now=now)
             draft = self._sealer.seal(_encode(bundle), aad=_place("draft", command.action_id))
+            if also is not None:
+                also(tx)
         tx.append(event, draft_sealed=draft)
         return self._update(proposal, event)
 
@@ -356,11 +377,12 @@ def _place(column: str, action_id: str) -> bytes:
 
 
 def _summary(proposal: Proposal, status: str) -> str:
-    """One line for people: what, for whom, and that a confirmed action is a draft."""
+    """One line for people: what, for whom, and what confirming it did: an alert, or nothing but a draft."""
     parts = [proposal.label]
     if proposal.patient_id is not None:
         parts.append(f"{proposal.patient_id} {proposal.patient_name}".rstrip())
     if status == Status.CONFIRMED:
-        parts.append(_DRAFT_TEXT["pt" if proposal.lang.lower().startswith("pt") else "en"])
+        texts = _DRAFT_TEXT if alert_of(proposal.action.id) is None else _ALERT_TEXT
+        parts.append(texts["pt" if proposal.lang.lower().startswith("pt") else "en"])
     line = " · ".join(parts)
     return line if len(line) <= MAX_SUMMARY_CHARS else f"{line[: MAX_SUMMARY_CHARS - 1]}…"

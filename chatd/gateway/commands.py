@@ -11,8 +11,13 @@ import structlog
 from chatd import metrics
 from chatd.actions.identifiers import second_identifier
 from chatd.actions.rules import Actor, Proposal
+from chatd.alerts.permissions import may_raise
+from chatd.alerts.presence import PresenceUnavailable
+from chatd.alerts.service import Raising
 from chatd.clock import epoch_ms
+from chatd.gateway.alerting import alert_of_action, answer_alert, raise_alert, set_presence
 from chatd.gateway.welcome import patient_info, permitted_patient
+from chatd.ledger import LedgerUnavailable
 from chatd.replies.facts import context_hash, context_info
 from chatd.replies.question import language_of
 from chatd.replies.runs import Run
@@ -25,6 +30,8 @@ from protocols.frames import (
     Accepted,
     Ack,
     ActionCommand,
+    AlertRaise,
+    AlertResponse,
     Cancel,
     ClientFrame,
     Context,
@@ -32,6 +39,7 @@ from protocols.frames import (
     Feedback,
     Ping,
     Pong,
+    PresenceSet,
     Rate,
     Refresh,
     SessionEnd,
@@ -47,6 +55,7 @@ log = structlog.get_logger(__name__)
 _RETRY_MS = 1_000
 LOADING = "the records are being loaded"
 STATE_AWAY = "the session store does not answer"
+LEDGER_AWAY = "nothing can be recorded now"
 
 
 def is_retryable(code: ErrorCode) -> bool:
@@ -71,8 +80,10 @@ async def handle(connection: Connection, frame: ClientFrame) -> None:
         raise
     except ContextNotLoaded:
         raise _later(LOADING, client_msg_id) from None
-    except (SessionsUnavailable, StoreUnavailable):
+    except (SessionsUnavailable, StoreUnavailable, PresenceUnavailable):
         raise _later(STATE_AWAY, client_msg_id) from None
+    except LedgerUnavailable:
+        raise _later(LEDGER_AWAY, client_msg_id) from None
     except DepartmentUnknown:
         raise RemoteProtocolError(ErrorCode.FORBIDDEN, client_msg_id=client_msg_id) from None
     except PatientUnknown:
@@ -264,6 +275,7 @@ async def _action(connection: Connection, frame: ActionCommand) -> None:
         raise RemoteProtocolError(ErrorCode.FORBIDDEN)
     principal = connection.principal
     assert principal is not None  # noqa: S101 - authorised before it is opened
+    raising = await _calling(connection, frame, proposal)
     update = await node.actions.command(
         frame,
         proposal,
@@ -276,7 +288,10 @@ async def _action(connection: Connection, frame: ActionCommand) -> None:
         patient=layers.patient,
         context_hash=context_hash(layers),
         now=node.clock.now(),
+        also=None if raising is None else raising.commit,
     )
+    if raising is not None:
+        node.alerts.committed(raising)
     metrics.ACTIONS.labels(update.status).inc()
     await _append(
         connection, f"action:{frame.action_id}:{frame.client_msg_id}", msgspec.json.encode(update), frame.client_msg_id
@@ -289,6 +304,22 @@ async def _action(connection: Connection, frame: ActionCommand) -> None:
         user_id=connection.user_id,
         department=connection.department,
     )
+
+
+async def _calling(connection: Connection, frame: ActionCommand, proposal: Proposal | None) -> Raising | None:
+    """The alert that this confirmation raises in the same transaction; None if it calls nobody."""
+    if frame.step != "confirm":
+        return None
+    node, principal = connection.node, connection.principal
+    assert principal is not None  # noqa: S101 - authorised before it is opened
+    # The session may have been lost since it was prepared; the ledger then has the proposal.
+    proposal = proposal or await node.actions.proposal(frame.action_id)
+    command = None if proposal is None else await alert_of_action(proposal, connection)
+    if command is None:
+        return None
+    if not may_raise(principal.roles, principal.departments, priority=command.priority, department=command.department):
+        raise RemoteProtocolError(ErrorCode.FORBIDDEN, "this alert is not in your rights")
+    return await node.alerts.prepare(command, node.alerts.now())
 
 
 # --- the rest -----------------------------------------------------------------------------------------------
@@ -359,6 +390,9 @@ _COMMANDS: dict[type[Any], Callable[[Connection, Any], Awaitable[None]]] = {
     Cancel: _cancel,
     ContextSet: _context_set,
     ActionCommand: _action,
+    AlertRaise: raise_alert,
+    AlertResponse: answer_alert,
+    PresenceSet: set_presence,
     Feedback: _feedback,
     Refresh: _refresh,
     SessionEnd: _session_end,
