@@ -16,7 +16,7 @@ from datetime import date, datetime
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, RowMapping, and_, delete, exists, func, select, union, update
+from sqlalchemy import ColumnElement, RowMapping, and_, bindparam, delete, exists, func, select, union, update
 from sqlalchemy import insert as sql_insert
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -56,17 +56,90 @@ _encode_body = msgspec.msgpack.Encoder().encode
 _decode_body = msgspec.msgpack.Decoder(_Body).decode
 
 
+# The statements, built once: building one at each use costs four times what running it does. SQLite, whose one writer
+# holds everything, is sent no "FOR UPDATE". ``on_conflict`` is spelled alike by both dialects and shared by neither.
+_INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_PERSON: Final = ("n", "answer", "at", "step", "eta_at", "slot")
+
+_ALERT = select(alerts).where(alerts.c.alert_id == bindparam("id"))
+_ALERT_LOCKED = _ALERT.with_for_update()
+_INSERT_ALERT = sql_insert(alerts)
+_UPDATE_ALERT = update(alerts).where(alerts.c.alert_id == bindparam("id"))
+_PEOPLE = (
+    select(alert_people)
+    .where(alert_people.c.alert_id.in_(bindparam("ids", expanding=True)))
+    .order_by(alert_people.c.alert_id, alert_people.c.n)
+)
+_UPSERT_PEOPLE: Final = {
+    name: statement.on_conflict_do_update(
+        index_elements=["alert_id", "user_id"], set_={column: statement.excluded[column] for column in _PERSON}
+    )
+    for name, statement in ((name, make(alert_people)) for name, make in _INSERTS.items())
+}
+_DELETE_TIMERS = delete(alert_timers).where(alert_timers.c.alert_id == bindparam("id"))
+_INSERT_TIMERS = sql_insert(alert_timers)
+_SET_NEXT_DUE = update(alerts).where(alerts.c.alert_id == bindparam("id")).values(next_due_at=bindparam("due"))
+_DUE_ALERTS = (
+    select(alerts.c.alert_id)
+    .where(alerts.c.next_due_at <= bindparam("now"))
+    .order_by(alerts.c.next_due_at, alerts.c.alert_id)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
+_DUE_TIMERS = (
+    select(alert_timers)
+    .where(alert_timers.c.alert_id.in_(bindparam("ids", expanding=True)), alert_timers.c.due_at <= bindparam("now"))
+    .order_by(alert_timers.c.due_at, alert_timers.c.alert_id, alert_timers.c.n)
+)
+_TAKE_NUMBERS = (
+    update(alert_counters)
+    .where(alert_counters.c.department == bindparam("of"))
+    .values(alert_seq=alert_counters.c.alert_seq + bindparam("count"))
+    .returning(alert_counters.c.alert_seq)
+)
+_NEW_COUNTER: Final = {name: make(alert_counters).on_conflict_do_nothing() for name, make in _INSERTS.items()}
+_COUNTER = select(alert_counters).where(alert_counters.c.department == bindparam("of"))
+_INSERT_EVENTS = sql_insert(alert_events)
+_EVENTS_SINCE = (
+    select(alert_events.c.alert_seq, alert_events.c.key_day, alert_events.c.frame_sealed)
+    .where(alert_events.c.department == bindparam("of"), alert_events.c.alert_seq > bindparam("after"))
+    .order_by(alert_events.c.alert_seq)
+    .limit(bindparam("limit"))
+)
+_OPEN = (
+    select(alerts)
+    .where(alerts.c.department == bindparam("of"), alerts.c.state.not_in(_CLOSED))
+    .order_by(alerts.c.urgency.desc(), alerts.c.raised_at, alerts.c.alert_id)
+    .limit(bindparam("limit"))
+)
+_SAME = (
+    select(alerts)
+    .where(
+        alerts.c.dedup_mac == bindparam("mac"),
+        alerts.c.department == bindparam("of"),
+        alerts.c.state.not_in(_CLOSED),
+        alerts.c.raised_at >= bindparam("not_before"),
+    )
+    .order_by(alerts.c.raised_at.desc(), alerts.c.alert_id)
+    .limit(1)
+    .with_for_update()
+)
+_COMMAND = select(alert_commands).where(
+    alert_commands.c.by_user == bindparam("by"), alert_commands.c.command_key == bindparam("key")
+)
+_INSERT_COMMAND = sql_insert(alert_commands)
+
+
 def insert(tx: Transaction, keys: DayKeys, alert: Alert) -> None:
     """Add a new alert with its people; it gets its timers and events by the functions below."""
-    tx.connection.execute(sql_insert(alerts).values(_columns(tx, keys, alert)))
-    if alert.people:
-        tx.connection.execute(sql_insert(alert_people), [_person_columns(alert, n) for n in range(len(alert.people))])
+    tx.connection.execute(_INSERT_ALERT, {"alert_id": alert.alert_id} | _columns(tx, keys, alert))
+    _write_people(tx, alert, range(len(alert.people)))
     tx.held_alerts[alert.alert_id] = alert
 
 
 def lock(tx: Transaction, keys: DayKeys, alert_id: str) -> Alert | None:
     """The alert, held against every other writer until the commit; None if there is none."""
-    row = tx.connection.execute(tx.locked(select(alerts).where(alerts.c.alert_id == alert_id))).mappings().one_or_none()
+    row = tx.connection.execute(_ALERT_LOCKED, {"id": alert_id}).mappings().one_or_none()
     if row is None:
         return None
     tx.held_alerts[alert_id] = _alert(tx, keys, row)
@@ -75,7 +148,7 @@ def lock(tx: Transaction, keys: DayKeys, alert_id: str) -> Alert | None:
 
 def read(tx: Transaction, keys: DayKeys, alert_id: str) -> Alert | None:
     """The alert as last committed; None if there is none."""
-    row = tx.connection.execute(select(alerts).where(alerts.c.alert_id == alert_id)).mappings().one_or_none()
+    row = tx.connection.execute(_ALERT, {"id": alert_id}).mappings().one_or_none()
     return None if row is None else _alert(tx, keys, row)
 
 
@@ -88,17 +161,10 @@ def store(tx: Transaction, keys: DayKeys, alert: Alert) -> None:
     before = tx.held_alerts.get(alert.alert_id)
     if before is None:
         raise ValueError("an alert is stored by the transaction that locked it")
-    mine = alerts.c.alert_id == alert.alert_id
-    tx.connection.execute(update(alerts).where(mine).values(_columns(tx, keys, alert)))
+    tx.connection.execute(_UPDATE_ALERT, {"id": alert.alert_id} | _columns(tx, keys, alert))
     old = {person.user_id: (n, person) for n, person in enumerate(before.people)}
     new = {person.user_id: (n, person) for n, person in enumerate(alert.people)}
-    changed = [n for user_id, (n, person) in new.items() if old.get(user_id) != (n, person)]
-    if changed:
-        upsert: Any = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
-        statement = upsert(alert_people)
-        written = {name: statement.excluded[name] for name in ("n", "answer", "at", "step", "eta_at", "slot")}
-        statement = statement.on_conflict_do_update(index_elements=["alert_id", "user_id"], set_=written)
-        tx.connection.execute(statement, [_person_columns(alert, n) for n in changed])
+    _write_people(tx, alert, [n for user_id, (n, person) in new.items() if old.get(user_id) != (n, person)])
     gone = sorted(old.keys() - new.keys())
     if gone:
         whose = alert_people.c.user_id.in_(gone)
@@ -108,14 +174,14 @@ def store(tx: Transaction, keys: DayKeys, alert: Alert) -> None:
 
 def set_timers(tx: Transaction, alert_id: str, timers: Sequence[Timer]) -> None:
     """Replace all timers of an alert that this transaction holds; none is fine."""
-    tx.connection.execute(delete(alert_timers).where(alert_timers.c.alert_id == alert_id))
+    tx.connection.execute(_DELETE_TIMERS, {"id": alert_id})
     rows = [
         {"alert_id": alert_id, "n": n, "kind": timer.kind, "due_at": timer.due_at} for n, timer in enumerate(timers)
     ]
     if rows:
-        tx.connection.execute(sql_insert(alert_timers), rows)
+        tx.connection.execute(_INSERT_TIMERS, rows)
     next_due_at = min((timer.due_at for timer in timers), default=None)
-    tx.connection.execute(update(alerts).where(alerts.c.alert_id == alert_id).values(next_due_at=next_due_at))
+    tx.connection.execute(_SET_NEXT_DUE, {"id": alert_id, "due": next_due_at})
 
 
 def due(tx: Transaction, now: datetime, limit: int) -> list[tuple[str, Timer]]:
@@ -125,19 +191,11 @@ def due(tx: Transaction, now: datetime, limit: int) -> list[tuple[str, Timer]]:
     something is still due. A second timer of one alert that is due comes at the next asking too: the first one's
     change may have taken it away. Whoever takes one and changes nothing sets the timers that remain.
     """
-    query = (
-        select(alerts.c.alert_id)
-        .where(alerts.c.next_due_at <= now)
-        .order_by(alerts.c.next_due_at, alerts.c.alert_id)
-        .limit(limit)
-    )
-    ids = list(tx.connection.execute(tx.locked(query, skip_locked=True)).scalars())
+    ids = list(tx.connection.execute(_DUE_ALERTS, {"now": now, "limit": limit}).scalars())
+    if not ids:
+        return []
     # Read after the locks are held, so that a timer which another transaction has just fired is not seen.
-    rows = tx.connection.execute(
-        select(alert_timers)
-        .where(alert_timers.c.alert_id.in_(ids), alert_timers.c.due_at <= now)
-        .order_by(alert_timers.c.due_at, alert_timers.c.alert_id, alert_timers.c.n)
-    )
+    rows = tx.connection.execute(_DUE_TIMERS, {"ids": ids, "now": now})
     earliest: dict[str, Timer] = {}
     for row in rows:
         earliest.setdefault(row.alert_id, Timer(kind=row.kind, due_at=row.due_at))
@@ -176,7 +234,7 @@ def append(
         }
         for each, day, (happened, _) in zip(recorded, days, events, strict=True)
     ]
-    tx.connection.execute(sql_insert(alert_events), rows)
+    tx.connection.execute(_INSERT_EVENTS, rows)
     return recorded
 
 
@@ -186,12 +244,7 @@ def since(tx: Transaction, keys: DayKeys, department: str, after_seq: int, limit
     They begin at ``after_seq`` + 1, or at the log's ``first_seq`` where that is later: then what lies between is
     forgotten, and the caller has to say so.
     """
-    rows = tx.connection.execute(
-        select(alert_events.c.alert_seq, alert_events.c.key_day, alert_events.c.frame_sealed)
-        .where(alert_events.c.department == department, alert_events.c.alert_seq > after_seq)
-        .order_by(alert_events.c.alert_seq)
-        .limit(limit)
-    )
+    rows = tx.connection.execute(_EVENTS_SINCE, {"of": department, "after": after_seq, "limit": limit})
     return tuple(
         Recorded(
             alert_seq=row.alert_seq,
@@ -203,20 +256,19 @@ def since(tx: Transaction, keys: DayKeys, department: str, after_seq: int, limit
 
 def span(tx: Transaction, department: str) -> Span:
     """From which number to which the department's log goes; 1 to 0 where nothing has ever happened."""
-    row = tx.connection.execute(select(alert_counters).where(alert_counters.c.department == department)).one_or_none()
+    row = tx.connection.execute(_COUNTER, {"of": department}).one_or_none()
     return Span(first_seq=1, last_seq=0) if row is None else Span(first_seq=row.first_seq, last_seq=row.alert_seq)
 
 
-def open_alerts(tx: Transaction, keys: DayKeys, department: str, limit: int) -> tuple[Alert, ...]:
-    """At most ``limit`` alerts of a department that are not closed: most urgent first, of these the oldest first."""
-    rows = tx.connection.execute(
-        select(alerts)
-        .where(alerts.c.department == department, alerts.c.state.not_in(_CLOSED))
-        .order_by(alerts.c.urgency.desc(), alerts.c.raised_at, alerts.c.alert_id)
-        .limit(limit)
-    ).mappings()
-    found = rows.all()
-    people = _people(tx, [row["alert_id"] for row in found])
+def open_alerts(
+    tx: Transaction, keys: DayKeys, department: str, limit: int, *, with_people: bool = True
+) -> tuple[Alert, ...]:
+    """At most ``limit`` alerts of a department that are not closed: most urgent first, of these the oldest first.
+
+    ``with_people`` False leaves ``people`` empty, for who does not need them: they are most of the rows.
+    """
+    found = tx.connection.execute(_OPEN, {"of": department, "limit": limit}).mappings().all()
+    people = _people(tx, [row["alert_id"] for row in found]) if with_people else {}
     return tuple(_opened(tx, keys, row, people.get(row["alert_id"], [])) for row in found)
 
 
@@ -227,18 +279,8 @@ def by_dedup(tx: Transaction, keys: DayKeys, department: str, dedup_mac: str, no
     become one.
     """
     tx.alone(f"alert_dedup|{department}|{dedup_mac}")
-    query = (
-        select(alerts)
-        .where(
-            alerts.c.dedup_mac == dedup_mac,
-            alerts.c.department == department,
-            alerts.c.state.not_in(_CLOSED),
-            alerts.c.raised_at >= not_before,
-        )
-        .order_by(alerts.c.raised_at.desc(), alerts.c.alert_id)
-        .limit(1)
-    )
-    row = tx.connection.execute(tx.locked(query)).mappings().one_or_none()
+    asked = {"mac": dedup_mac, "of": department, "not_before": not_before}
+    row = tx.connection.execute(_SAME, asked).mappings().one_or_none()
     if row is None:
         return None
     alert = tx.held_alerts[row["alert_id"]] = _alert(tx, keys, row)
@@ -251,9 +293,7 @@ def remembered(tx: Transaction, by: str, key: str) -> Remembered | None:
     On PostgreSQL the same command in another transaction waits until this one ends, and then finds what it did.
     """
     tx.alone(f"alert_command|{by}|{key}")
-    row = tx.connection.execute(
-        select(alert_commands).where(alert_commands.c.by_user == by, alert_commands.c.command_key == key)
-    ).one_or_none()
+    row = tx.connection.execute(_COMMAND, {"by": by, "key": key}).one_or_none()
     if row is None:
         return None
     return Remembered(body_mac=row.body_mac, alert_id=row.alert_id, alert_seq=row.alert_seq)
@@ -261,11 +301,8 @@ def remembered(tx: Transaction, by: str, key: str) -> Remembered | None:
 
 def remember(tx: Transaction, by: str, key: str, body_mac: str, alert_id: str, alert_seq: int) -> None:
     """Remember that ``by``'s command ``key`` was taken, as long as its alert is kept."""
-    tx.connection.execute(
-        sql_insert(alert_commands).values(
-            by_user=by, command_key=key, body_mac=body_mac, alert_id=alert_id, alert_seq=alert_seq
-        )
-    )
+    row = {"by_user": by, "command_key": key, "body_mac": body_mac, "alert_id": alert_id, "alert_seq": alert_seq}
+    tx.connection.execute(_INSERT_COMMAND, row)
 
 
 def retire(tx: Transaction, before: date) -> int:
@@ -336,21 +373,19 @@ _AT_ONCE: Final = 1000
 
 def _take(tx: Transaction, department: str, count: int) -> int:
     """Add ``count`` to the department's counter, hold it, and give the number it stands at."""
-    move = (
-        update(alert_counters)
-        .where(alert_counters.c.department == department)
-        .values(alert_seq=alert_counters.c.alert_seq + count)
-        .returning(alert_counters.c.alert_seq)
-    )
-    last = tx.connection.execute(move).scalar_one_or_none()
+    asked = {"of": department, "count": count}
+    last = tx.connection.execute(_TAKE_NUMBERS, asked).scalar_one_or_none()
     if last is None:
         new = {"department": department, "alert_seq": 0, "first_seq": 1}
-        if tx.connection.dialect.name == "postgresql":
-            tx.connection.execute(postgresql.insert(alert_counters).values(new).on_conflict_do_nothing())
-        else:
-            tx.connection.execute(sqlite.insert(alert_counters).values(new).on_conflict_do_nothing())
-        last = tx.connection.execute(move).scalar_one()
+        tx.connection.execute(_NEW_COUNTER[tx.connection.dialect.name], new)
+        last = tx.connection.execute(_TAKE_NUMBERS, asked).scalar_one()
     return int(last)
+
+
+def _write_people(tx: Transaction, alert: Alert, which: Sequence[int]) -> None:
+    if which:
+        rows = [_person_columns(alert, n) for n in which]
+        tx.connection.execute(_UPSERT_PEOPLE[tx.connection.dialect.name], rows)
 
 
 def _columns(tx: Transaction, keys: DayKeys, alert: Alert) -> dict[str, Any]:
@@ -358,7 +393,6 @@ def _columns(tx: Transaction, keys: DayKeys, alert: Alert) -> dict[str, Any]:
     body = _Body(alert=msgspec.structs.replace(alert, people=()), reasons=reasons)
     day = keys.hold(tx, alert.updated_at)
     return {
-        "alert_id": alert.alert_id,
         "department": alert.department,
         "state": alert.state,
         "urgency": _URGENCY[alert.priority],
@@ -385,9 +419,8 @@ def _person_columns(alert: Alert, n: int) -> dict[str, Any]:
 
 
 def _people(tx: Transaction, alert_ids: Iterable[str]) -> dict[str, list[RowMapping]]:
-    query = select(alert_people).where(alert_people.c.alert_id.in_(tuple(alert_ids)))
     found: dict[str, list[RowMapping]] = {}
-    for row in tx.connection.execute(query.order_by(alert_people.c.alert_id, alert_people.c.n)).mappings():
+    for row in tx.connection.execute(_PEOPLE, {"ids": list(alert_ids)}).mappings():
         found.setdefault(row["alert_id"], []).append(row)
     return found
 

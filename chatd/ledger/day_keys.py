@@ -11,9 +11,9 @@ import hashlib
 import hmac
 import secrets
 from datetime import UTC, date, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from chatd.ledger.rows import Transaction
@@ -23,6 +23,14 @@ from context.seal import KEY_BYTES, KeyRing, Sealer, SealError
 #: Days whose keys are held ready in memory: the retention that chatd comes with and some more. Beyond it the oldest
 #: entry is unsealed again when it is needed, which takes some ten microseconds.
 MAX_READY: Final = 64
+
+#: Shared on PostgreSQL: many seal at once, and whoever wants to destroy the key waits for them.
+_KEY = select(ledger_keys.c.key_sealed).where(ledger_keys.c.day == bindparam("of"))
+_KEY_SHARED = _KEY.with_for_update(read=True)
+_NEW_KEY: Final[dict[str, Any]] = {
+    "sqlite": sqlite.insert(ledger_keys).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(ledger_keys).on_conflict_do_nothing(),
+}
 
 
 def day_of(moment: datetime) -> str:
@@ -85,25 +93,21 @@ class DayKeys:
         """
         ready = tx.held_days.get(day) or tx.read_days.get(day)
         if ready is None:
-            row = tx.connection.execute(select(ledger_keys.c.key_sealed).where(ledger_keys.c.day == day)).scalar()
-            if row is None:
+            found = tx.connection.execute(_KEY, {"of": day}).one_or_none()
+            if found is None or found.key_sealed is None:
                 raise SealError("key_unknown", day)
-            ready = tx.read_days[day] = self._unsealed(day, row)
+            ready = tx.read_days[day] = self._unsealed(day, found.key_sealed)
         return ready.open(sealed, aad=aad)
 
     def _living(self, tx: Transaction, day: str) -> bytes | None:
         """The day's sealed key, made if the day never had one, and held; None if it is destroyed."""
-        query = select(ledger_keys.c.day, ledger_keys.c.key_sealed).where(ledger_keys.c.day == day)
-        found = tx.connection.execute(tx.shared(query)).one_or_none()
+        found = tx.connection.execute(_KEY_SHARED, {"of": day}).one_or_none()
         if found is None:
             new = self._sealer.seal(secrets.token_bytes(KEY_BYTES), aad=_place(day))
             made = {"day": day, "key_sealed": new}
-            if tx.connection.dialect.name == "postgresql":
-                # Waits for another transaction that is making the same day, and leaves it its key.
-                tx.connection.execute(postgresql.insert(ledger_keys).values(made).on_conflict_do_nothing())
-            else:
-                tx.connection.execute(sqlite.insert(ledger_keys).values(made).on_conflict_do_nothing())
-            found = tx.connection.execute(tx.shared(query)).one()
+            # On PostgreSQL this waits for another transaction that is making the same day, and leaves it its key.
+            tx.connection.execute(_NEW_KEY[tx.connection.dialect.name], made)
+            found = tx.connection.execute(_KEY_SHARED, {"of": day}).one()
         return None if found.key_sealed is None else bytes(found.key_sealed)
 
     def _unsealed(self, day: str, sealed: bytes) -> Sealer:

@@ -54,6 +54,9 @@ class ActionEvent(msgspec.Struct, frozen=True, kw_only=True):
     token_expires_at: datetime | None = None
 
 
+_ALONE = text("SELECT pg_advisory_xact_lock(:key)")
+
+
 class Transaction:
     """The typed statements of one open transaction; it commits when the work it was given returns.
 
@@ -73,11 +76,7 @@ class Transaction:
         if self.connection.dialect.name == "postgresql":
             digest = hashlib.sha256(purpose.encode()).digest()
             key = int.from_bytes(digest[:8], "big", signed=True)
-            self.connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
-
-    def shared(self, query: Select[Any]) -> Select[Any]:
-        """``query`` keeping its rows from being changed until the commit, by nobody but a writer of theirs."""
-        return query.with_for_update(read=True) if self.connection.dialect.name == "postgresql" else query
+            self.connection.execute(_ALONE, {"key": key})
 
     def locked(self, query: Select[Any], *, skip_locked: bool = False) -> Select[Any]:
         """``query`` holding its rows until the commit; SQLite locks the whole file when the transaction begins."""
