@@ -7,17 +7,14 @@ patient is kept sealed in ``hl7/`` of the data directory, one file per patient, 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import hmac
 import ipaddress
-import os
 import re
 import secrets
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol
@@ -36,9 +33,9 @@ from chatd.safety.triage import critical_results
 from chatd.safety.words import number, pick, zone
 from context.fhir_text import one_line
 from context.hl7 import Header, Message, Problem, Refused, Rules, Verdict, answer, header_of, read, verdict_of
+from context.hl7_files import HeardFiles
 from context.hl7_heard import Heard, Hearing, NotHers, Owed, Told, Version, hear, joined
 from context.layers import ChartRef, HospitalLayer, Observation, PatientLayer, Report
-from context.seal import Sealer, SealError
 from context.store import ContextStore, PatientUnknown
 from protocols.errors import ERRORS, ChatdError, RemoteProtocolError
 from protocols.frames import AlertTarget
@@ -47,7 +44,6 @@ log = structlog.get_logger(__name__)
 
 RAISED_BY: Final = "service:hl7"
 CONFIG_NAME: Final = "hl7.json"
-FOLDER_NAME: Final = "hl7"
 #: Results measured and sent longer ago than this ring nobody: they are history that is being caught up.
 ALERTS_WITHIN: Final = timedelta(hours=48)
 #: One message, from its last byte to its answer.
@@ -108,96 +104,11 @@ class Config(Rules, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class AlertWay(Protocol):
     """What is needed of ``chatd.alerts.service.Alerts``."""
 
+    def now(self) -> datetime: ...
+
     async def raise_(self, command: Raise, now: datetime) -> Raised: ...
 
     async def respond(self, response: Response, now: datetime) -> object: ...
-
-
-# --- what is kept on disk -----------------------------------------------------------------------------------
-
-
-class HeardFiles:
-    """What messages have said, one sealed file per patient, named by a keyed digest of her number.
-
-    A file is replaced as a whole and is on the disk when ``save`` returns.
-    """
-
-    def __init__(self, data: Path, sealer: Sealer) -> None:
-        self._folder = data / FOLDER_NAME
-        self._sealer = sealer
-        self._naming_key = sealer.derive("hl7-names")
-
-    def load(self, patient_id: str) -> Heard | None:
-        """What is known of a patient; None if nothing is. A file that does not open is set aside, and told."""
-        return self._read(self._folder / self.name(patient_id))
-
-    def save(self, heard: Heard) -> None:
-        """Write a patient's file and wait for the disk. Raises OSError."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = self.name(heard.layer.patient_id)
-        sealed = self._sealer.seal(msgspec.msgpack.encode(heard), aad=name.encode())
-        beside = self._folder / f".{name}.{secrets.token_hex(4)}"
-        try:
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(sealed)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self._folder / name)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                beside.unlink()
-            raise
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def all(self) -> Iterator[Heard]:
-        """Every patient, in no order."""
-        for path in self._paths():
-            if (heard := self._read(path)) is not None:
-                yield heard
-
-    def forget(self, before: datetime) -> int:
-        """Remove the files of patients of whom nothing was heard since ``before``, but none that owes an alert."""
-        removed = 0
-        for path in self._paths():
-            try:
-                if path.stat().st_mtime >= before.timestamp():
-                    continue
-            except FileNotFoundError:
-                continue
-            heard = self._read(path)
-            if heard is not None and heard.heard_at < before and not heard.owed:
-                path.unlink(missing_ok=True)
-                removed += 1
-        return removed
-
-    def _paths(self) -> list[Path]:
-        try:
-            return [path for path in sorted(self._folder.iterdir()) if re.fullmatch("[0-9a-f]{32}", path.name)]
-        except FileNotFoundError:
-            return []
-
-    def _read(self, path: Path) -> Heard | None:
-        try:
-            sealed = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            return msgspec.msgpack.decode(self._sealer.open(sealed, aad=path.name.encode()), type=Heard)
-        except (SealError, msgspec.MsgspecError) as error:
-            # New results must not wait for somebody to look at it; what it held is in Redis until the next reload.
-            os.replace(path, path.with_name(f"{path.name}.broken"))
-            metrics.HL7_FAULTS.labels("file").inc()
-            log.error("hl7_file_broken", file=path.name, error=error_name(error))
-            return None
-
-    def name(self, patient_id: str) -> str:
-        """The file's name, which tells nobody the number."""
-        return hmac.new(self._naming_key, patient_id.encode(), hashlib.sha256).hexdigest()[:32]
 
 
 # --- what is critical ---------------------------------------------------------------------------------------
@@ -335,6 +246,12 @@ def _key(*parts: str) -> str:
 # --- one message after the other ----------------------------------------------------------------------------
 
 
+def on_broken_file(name: str) -> None:
+    """Tell of a file that was set aside: results of this patient will be missing after the next reload."""
+    metrics.HL7_FAULTS.labels("file").inc()
+    log.error("hl7_file_broken", file=name)
+
+
 class Intake:
     """Takes messages and answers them; one per installation.
 
@@ -469,7 +386,7 @@ class Intake:
         """
         if not heard.owed:
             return heard
-        now = self._clock.now()
+        now = self._alerts.now()
         told = dict(heard.told)
         left: list[Owed] = []
         failure: ChatdError | None = None
@@ -480,7 +397,9 @@ class Intake:
                 continue
             try:
                 if debt.kind == "withdraw":
-                    await self._withdraw(debt, now)
+                    # Results of one patient that came in a storm share an alert: it stands while one of them does.
+                    if not any(alert.alert_id == debt.alert_id for alerts in told.values() for alert in alerts):
+                        await self._withdraw(debt, now)
                 else:
                     raised = await self._alerts.raise_(self._command(debt, heard.layer.patient_id), now)
                     if debt.kind == "critical":

@@ -17,8 +17,9 @@ import structlog
 from hl7.mllp import HL7StreamReader, HL7StreamWriter, start_hl7_server  # type: ignore[import-untyped]
 
 from chatd import metrics, tasks
-from chatd.hl7 import FOLDER_NAME, Config
+from chatd.hl7 import Config
 from chatd.logs import error_name
+from context.hl7_files import FOLDER_NAME
 
 log = structlog.get_logger(__name__)
 

@@ -21,6 +21,8 @@ from context.fhir import (
     patient_line,
     summary_lines,
 )
+from context.hl7_files import HeardFiles
+from context.hl7_heard import NotHers, joined
 from context.seal import Sealer
 from context.store import ContextStore, PatientUnknown, StoreError, connect
 
@@ -61,11 +63,13 @@ async def import_files(places: Places, files: Sequence[Path], *, department: str
 
 async def _store(places: Places, imported: Import, departments: tuple[str, ...]) -> int:
     redis = connect(places.redis_url)
-    store = ContextStore(redis, Sealer(places.key_ring()))
+    sealer = Sealer(places.key_ring())
+    store = ContextStore(redis, sealer)
+    heard = HeardFiles(places.data, sealer)
     status = 0
     try:
         for one in imported.patients:
-            status |= await _merge(store, ForAll(store, departments), one)
+            status |= await _merge(store, ForAll(store, departments), one, heard)
     except StoreError as error:
         # The running gateway loads the feeds again when its Redis is back.
         return _fail(
@@ -76,7 +80,7 @@ async def _store(places: Places, imported: Import, departments: tuple[str, ...])
     return status
 
 
-async def _merge(store: ContextStore, target: ForAll, one: PatientImport) -> int:
+async def _merge(store: ContextStore, target: ForAll, one: PatientImport, heard: HeardFiles) -> int:
     layer = one.layer
     try:
         known = await store.patient(layer.patient_id)
@@ -86,6 +90,12 @@ async def _merge(store: ContextStore, target: ForAll, one: PatientImport) -> int
         pass
     except PatientConflict as conflict:
         return _fail(f"a patient was not stored: {conflict}")
+    # What a laboratory has corrected by a message is not undone by an export that does not know it.
+    if (said := heard.load(layer.patient_id)) is not None:
+        try:
+            layer = joined(layer, said, now=layer.as_of)
+        except NotHers:
+            return _fail("a patient was not stored: HL7 messages with this record number are about somebody else")
     await target.put_patient(layer)
     return 0
 

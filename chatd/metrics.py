@@ -146,6 +146,14 @@ JOBS_REAPED = Counter(
 MODEL_WORKERS = Gauge("chatd_model_workers", "Workers by state, as seen here.", ["state"], registry=REGISTRY)
 MODEL_SLOTS = Gauge("chatd_model_slots", "Slots of ready workers, and those in use.", ["use"], registry=REGISTRY)
 MODE = Gauge("chatd_mode", "1 for the mode that this gateway is in.", ["mode"], registry=REGISTRY)
+HL7_MESSAGES = Counter("chatd_hl7_messages_total", "HL7 v2 messages, by answer.", ["answer"], registry=REGISTRY)
+HL7_ALERTS = Counter(
+    "chatd_hl7_alerts_total", "Alerts that HL7 v2 results raised, withdrew or corrected.", ["kind"], registry=REGISTRY
+)
+HL7_FAULTS = Counter(
+    "chatd_hl7_faults_total", "What went wrong with HL7 v2 beside refused messages, by kind.", ["kind"], registry=REGISTRY
+)
+HL7_CONNECTIONS = Gauge("chatd_hl7_connections", "Open MLLP connections.", registry=REGISTRY)
 LOG_LINES_DROPPED = Counter(
     "chatd_log_lines_dropped_total",
     "Log lines dropped because the log's reader was too slow.",

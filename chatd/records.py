@@ -20,7 +20,9 @@ from chatd.logs import error_name
 from chatd.places import Places
 from context.feeds import Feeds
 from context.fhir import Importer
+from context.hl7_files import HeardFiles
 from context.layers import DepartmentLayer, DoctorLayer, HospitalLayer, PatientLayer
+from context.seal import Sealer
 from context.store import ContextStore, StoreError
 from protocols.errors import ChatdError
 
@@ -145,7 +147,10 @@ class RecordKeeper:
                 patients += 1
         everybody = tuple(department.department_id for department in found.departments)
         feeds = Feeds(self._places.data)
-        reload = await feeds.reload(ForAll(self._store, everybody), now, zone=ZoneInfo(found.hospital.timezone))
+        files = HeardFiles(self._places.data, Sealer(self._places.key_ring()))
+        heard = await asyncio.to_thread(lambda: tuple(files.all()))
+        target = ForAll(self._store, everybody)
+        reload = await feeds.reload(target, now, zone=ZoneInfo(found.hospital.timezone), heard=heard)
         for problem in reload.problems:
             # A path may be named after a patient; the registry tells the operator which file it was.
             log.warning("feed_problem", reason=problem.reason)
