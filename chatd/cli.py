@@ -121,6 +121,21 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument("--role", default="physician", help="role (default: physician)")
     token.add_argument("--ttl", type=int, default=3600, metavar="S", help="lifetime in seconds (default: 3600)")
 
+    alert = _command(commands, "alert", _alert, "raise an alert on the running chatd up, and print whom it reaches")
+    alert.epilog = (
+        "Exit status: 0 the alert is recorded and somebody can be reached; 1 it is not recorded; 3 it is recorded and "
+        "nobody can be reached now."
+    )
+    _data_dir(alert)
+    alert.add_argument("department", metavar="DEPARTMENT", help="department id, e.g. cardiology")
+    alert.add_argument("text", metavar="TEXT", help="what the phones show")
+    alert.add_argument(
+        "--priority", choices=("low", "normal", "high", "critical"), default="high", help="(default: high)"
+    )
+    alert.add_argument("--requires-action", action="store_true", help="it rings until somebody accepts it")
+    alert.add_argument("--to", metavar="WHO", help="role:R or user:U (default: the whole department)")
+    alert.add_argument("--policy", metavar="P", help="an escalation policy, e.g. stemi")
+
     fhir = commands.add_parser("fhir", help="FHIR R4 records")
     fhir_commands = fhir.add_subparsers(title="commands", required=True, metavar="COMMAND")
     load = _command(fhir_commands, "import", _fhir_import, "import bundles, resources or bulk NDJSON (plain or .gz)")
@@ -298,6 +313,23 @@ def _token(arguments: argparse.Namespace, settings: Settings) -> int:
         )
     )
     return 0
+
+
+def _alert(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd.places import Places
+    from chatd.raising import raise_alert
+
+    kind, _, who = (arguments.to or "").partition(":")
+    if arguments.to is not None and (kind not in ("role", "user") or not who):
+        return _fail("--to is role:R or user:U")
+    body = {
+        "content": arguments.text,
+        "priority": arguments.priority,
+        "requires_action": arguments.requires_action,
+        "policy": arguments.policy,
+        "to": {kind: who} if who else None,
+    }
+    return raise_alert(Places(settings), arguments.department, body)
 
 
 def _staff_name(user_id: str) -> str:

@@ -1,11 +1,12 @@
-"""HTTP routes: health, metrics, the page, the demo's sign-in, a department's patient list, the schemas."""
+"""HTTP routes: health, metrics, the page, the demo's sign-in, a department's patient list, alerts, the schemas."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -18,20 +19,30 @@ from starlette.websockets import WebSocket
 
 import chatd
 from chatd import demo, metrics
+from chatd.alerts import communication
+from chatd.alerts.model import Raised
+from chatd.alerts.permissions import raiser
+from chatd.clock import iso_ms
+from chatd.gateway.alerting import command_of
 from chatd.gateway.auth import Principal, TokenError, mint
 from chatd.gateway.connection import Connection, valid_id
 from chatd.gateway.node import Node
+from chatd.ledger import LedgerUnavailable
 from chatd.readiness import readiness
 from context.layers import age_years
 from context.store import StoreError
-from protocols import schema
-from protocols.errors import ErrorCode, error_text
-from protocols.frames import Id
+from protocols import codec, schema
+from protocols.errors import ERRORS, ErrorCode, RemoteProtocolError, error_text
+from protocols.frames import AlertRaise, AlertTarget, Id
 
 #: A demo sign-in lasts a shift.
 DEMO_TOKEN_TTL_S = 8 * 3600
 #: A request body of the demo's sign-in; more is refused unread.
 _MAX_BODY_BYTES = 4096
+#: A body that trickles in is not waited for; a proxy in front should be stricter.
+_BODY_WITHIN_S = 10.0
+#: After a failure that may pass, a client tries again.
+_RETRY_S = 1
 
 _HEADERS: Mapping[bytes, bytes] = {
     b"x-content-type-options": b"nosniff",
@@ -91,6 +102,54 @@ def _json(content: Any, status: int = 200) -> Response:
 
 def _refusal(code: ErrorCode, status: int) -> Response:
     return _json({"code": code.value, "message": error_text(code, "en")}, status)
+
+
+#: The status of each code that a way in can answer with; 503 and 429 may be sent again.
+_STATUS: Final[Mapping[ErrorCode, int]] = {
+    ErrorCode.BAD_REQUEST: 400,
+    ErrorCode.UNAUTHORIZED: 401,
+    ErrorCode.TOKEN_EXPIRED: 401,
+    ErrorCode.FORBIDDEN: 403,
+    ErrorCode.TOO_LARGE: 413,
+    ErrorCode.ROLE_UNASSIGNED: 409,
+    ErrorCode.ALERT_CLOSED: 409,
+    ErrorCode.RATE_LIMITED: 429,
+    ErrorCode.INTERNAL: 503,
+}
+
+
+def _refused(error: RemoteProtocolError) -> Response:
+    """What a phone would get as an ``error`` frame."""
+    status = _STATUS.get(error.code, 400)
+    detail = error.detail
+    if detail is not None:
+        # Here the fields have names of their own.
+        detail = detail.replace("template:", "policy:").replace("client_msg_id:", "Idempotency-Key:")
+    body = {
+        "code": error.code.value,
+        "message": error_text(error.code, "en"),
+        "retryable": ERRORS[error.code].retryable,
+        "detail": detail,
+    }
+    answer = _json(body, status)
+    if status in (429, 503):
+        answer.headers["retry-after"] = str(max(_RETRY_S, -(-(error.retry_after_ms or 0) // 1000)))
+    return answer
+
+
+async def _body(request: Request, max_bytes: int) -> bytes:
+    """The whole body. Raises RemoteProtocolError: too_large, or bad_request where it does not come within 10 s."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_WITHIN_S):
+            async for chunk in request.stream():
+                # Counted as it comes: a chunked body says no length beforehand.
+                body += chunk
+                if len(body) > max_bytes:
+                    raise RemoteProtocolError(ErrorCode.TOO_LARGE)
+    except TimeoutError:
+        raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "body: did not come in time") from None
+    return bytes(body)
 
 
 def _node(request: Request) -> Node:
@@ -184,14 +243,10 @@ async def _demo_token(request: Request) -> Response:
     node = _node(request)
     if not node.settings.demo:
         return _refusal(ErrorCode.FORBIDDEN, 404)
-    body = bytearray()
-    async for chunk in request.stream():
-        # Counted as it comes: a chunked body says no length beforehand.
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            return _refusal(ErrorCode.TOO_LARGE, 413)
     try:
-        wanted = msgspec.json.decode(body, type=_SignIn)
+        wanted = msgspec.json.decode(await _body(request, _MAX_BODY_BYTES), type=_SignIn)
+    except RemoteProtocolError as error:
+        return _refused(error)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError):
         return _refusal(ErrorCode.BAD_REQUEST, 400)
     person = next((p for p in demo.staff() if p.user_id == wanted.user_id), None)
@@ -257,6 +312,204 @@ async def _patients(request: Request) -> Response:
     )
 
 
+# --- alerts -------------------------------------------------------------------------------------------------
+
+
+class _AlertBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What may stand in the body of an alert; what is checked beyond the form, the codec checks as in a frame."""
+
+    content: str
+    priority: Literal["low", "normal", "high", "critical"]
+    requires_action: bool = False
+    patient_id: str | None = None
+    policy: str | None = None
+    to: AlertTarget | None = None
+    dedup_key: str | None = None
+    drill: bool = False
+
+
+_KEY_HEADER: Final = "idempotency-key"
+_NO_KEY: Final = "Idempotency-Key: required, 1 to 128 letters, digits or ._:@+-"
+
+
+def _authorised(request: Request) -> Principal:
+    """Who asks. Raises RemoteProtocolError (unauthorized, token_expired)."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise RemoteProtocolError(ErrorCode.UNAUTHORIZED)
+    node = _node(request)
+    return node.verifier.verify(token.strip(), now=node.clock.now())
+
+
+def _key_of(request: Request) -> str | None:
+    """The idempotency key; the quotes of a structured field's string are not part of it."""
+    given = request.headers.get(_KEY_HEADER, "").strip()
+    return given[1:-1] if len(given) > 1 and given[0] == given[-1] == '"' else given or None
+
+
+def _frame(request: Request, key: str, to: AlertTarget, **fields: Any) -> AlertRaise:
+    """An alert as a phone would have sent it, checked as one. Raises RemoteProtocolError (bad_request)."""
+    settings = _node(request).settings
+    limits = codec.CodecLimits(max_bytes=settings.max_frame_bytes, max_content_chars=settings.max_content_chars)
+    target = {name: value for name, value in msgspec.structs.asdict(to).items() if value is not None}
+    raw = {"type": "alert_raise", "client_msg_id": key, "to": target, **fields}
+    try:
+        frame = codec.decode(msgspec.json.encode(raw), limits=limits)
+    except RemoteProtocolError as error:
+        detail = _NO_KEY if (error.detail or "").startswith("client_msg_id") else error.detail
+        raise RemoteProtocolError(error.code, detail) from None
+    assert isinstance(frame, AlertRaise)  # noqa: S101 - the type was written above
+    return frame
+
+
+async def _raise(request: Request, principal: Principal, frame: AlertRaise, department: str, is_drill: bool) -> Raised:
+    node = _node(request)
+    command = command_of(frame, principal, department=department, is_drill=is_drill)
+    try:
+        return await node.alerts.raise_(command, node.alerts.now())
+    except LedgerUnavailable:
+        raise RemoteProtocolError(ErrorCode.INTERNAL, "nothing can be recorded now") from None
+
+
+async def _post_alert(request: Request) -> Response:
+    """Raise an alert: 201 with its id, its number and whom it reaches, when the ledger has it.
+
+    The same ``Idempotency-Key`` of the same sender gives the same answer, with ``idempotency-replayed: true``.
+    """
+    try:
+        principal = _authorised(request)
+        department = request.path_params["department"]
+        raw = await _body(request, _node(request).settings.max_frame_bytes)
+        try:
+            body = msgspec.json.decode(raw, type=_AlertBody)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "body: not an alert") from None
+        to = body.to or AlertTarget(department=department)
+        if to.department not in (None, department):
+            raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "to: another department than the path's")
+        key = _key_of(request)
+        if key is None:
+            raise RemoteProtocolError(ErrorCode.BAD_REQUEST, _NO_KEY)
+        frame = _frame(
+            request,
+            key,
+            to,
+            priority=body.priority,
+            content=body.content,
+            requires_action=body.requires_action,
+            patient_id=body.patient_id,
+            template=body.policy,
+            dedup_key=body.dedup_key,
+        )
+        raised = await _raise(request, principal, frame, department, body.drill)
+    except RemoteProtocolError as error:
+        return _refused(error)
+    told = {"alert_id": raised.alert_id, "alert_seq": raised.alert_seq, "reach": raised.reach}
+    return _created(_json(told, 201), raised)
+
+
+def _created(answer: Response, raised: Raised) -> Response:
+    answer.headers["location"] = f"/v1/alerts/{raised.alert_id}"
+    if raised.is_duplicate:
+        answer.headers["idempotency-replayed"] = "true"
+    return answer
+
+
+async def _get_alert(request: Request) -> Response:
+    """Who has it: for the people of its department, and for who raised it."""
+    node = _node(request)
+    try:
+        principal = _authorised(request)
+        try:
+            view = await node.alerts.view(request.path_params["alert_id"])
+        except LedgerUnavailable:
+            raise RemoteProtocolError(ErrorCode.INTERNAL, "the ledger does not answer") from None
+        if view is None:
+            return _json({"code": ErrorCode.BAD_REQUEST.value, "message": "No such alert."}, 404)
+        notification = view.notification
+        who = raiser(principal.user_id, principal.roles)
+        is_theirs = not who.startswith("service:") and notification.department in principal.departments
+        if not (is_theirs or notification.from_ == who):
+            raise RemoteProtocolError(ErrorCode.FORBIDDEN)
+    except RemoteProtocolError as error:
+        return _refused(error)
+    told: dict[str, Any] = msgspec.to_builtins(notification)
+    for name in ("type", "event", "alert_seq", "by", "options", "reached"):
+        told.pop(name, None)
+    people = [
+        {
+            "user_id": person.user_id,
+            "answer": person.answer,
+            "at": iso_ms(person.at),
+            "step": person.step,
+            "eta_at": None if person.eta_at is None else iso_ms(person.eta_at),
+            "slot": person.slot,
+            "reason": person.reason,
+        }
+        for person in view.people
+    ]
+    return _json({**told, "people": people, "reach": view.reach})
+
+
+async def _post_communication(request: Request) -> Response:
+    """Raise an alert by a FHIR R4 CommunicationRequest; refusals are OperationOutcomes."""
+    try:
+        principal = _authorised(request)
+        raw = await _body(request, _node(request).settings.max_frame_bytes)
+        try:
+            resource = msgspec.json.decode(raw, type=dict[str, Any])
+            wanted = communication.read(resource)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _outcome(400, "structure", "body: not one JSON object")
+        except communication.NotRaised as error:
+            return _outcome(422, error.issue, error.text, error.expression)
+        department = wanted.department or next(iter(principal.departments), None)
+        if department is None or (wanted.department is None and len(principal.departments) > 1):
+            return _outcome(422, "required", "recipient: names no department", "CommunicationRequest.recipient")
+        key = _key_of(request) or wanted.key
+        if key is None:
+            return _outcome(422, "required", "identifier: required, or id, or an Idempotency-Key")
+        to = AlertTarget(role=wanted.role, user=wanted.user)
+        frame = _frame(
+            request,
+            key,
+            AlertTarget(department=department) if wanted.role is None and wanted.user is None else to,
+            priority=wanted.priority,
+            content=wanted.content,
+            requires_action=wanted.requires_action,
+            patient_id=wanted.patient_id,
+        )
+        raised = await _raise(request, principal, frame, department, False)
+    except RemoteProtocolError as error:
+        refused = _refused(error)
+        issue = _ISSUES.get(error.code, "invalid")
+        answer = _outcome(refused.status_code, issue, error.detail or error_text(error.code, "en"))
+        if "retry-after" in refused.headers:
+            answer.headers["retry-after"] = refused.headers["retry-after"]
+        return answer
+    return _created(_fhir(communication.answer(resource, raised), 201), raised)
+
+
+#: FHIR's issue-type of each code. Source: https://hl7.org/fhir/R4/valueset-issue-type.html.
+_ISSUES: Final[Mapping[ErrorCode, str]] = {
+    ErrorCode.UNAUTHORIZED: "login",
+    ErrorCode.TOKEN_EXPIRED: "expired",
+    ErrorCode.FORBIDDEN: "forbidden",
+    ErrorCode.TOO_LARGE: "too-long",
+    ErrorCode.ROLE_UNASSIGNED: "not-found",
+    ErrorCode.RATE_LIMITED: "throttled",
+    ErrorCode.INTERNAL: "transient",
+}
+
+
+def _fhir(content: Any, status: int) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/fhir+json")
+
+
+def _outcome(status: int, issue: str, text: str, expression: str = "") -> Response:
+    return _fhir(communication.outcome(issue, text, expression), status)
+
+
 # --- the socket and the page --------------------------------------------------------------------------------
 
 
@@ -295,6 +548,9 @@ def routes() -> list[BaseRoute]:
         Route("/v1/demo", _demo),
         Route("/v1/demo/token", _demo_token, methods=["POST"]),
         Route("/v1/departments/{department}/patients", _patients),
+        Route("/v1/departments/{department}/alerts", _post_alert, methods=["POST"]),
+        Route("/v1/alerts/{alert_id}", _get_alert),
+        Route("/v1/fhir/CommunicationRequest", _post_communication, methods=["POST"]),
         WebSocketRoute("/chat/{department}/{user_id}", _chat),
         Mount("/web", StaticFiles(directory=folder)),
     ]

@@ -63,9 +63,11 @@ def may_raise(roles: Iterable[str], departments: Iterable[str], *, priority: Pri
 
 def raiser(user_id: str, roles: Iterable[str]) -> str:
     """Under which name a token's holder raises: a person's user id, or ``service:NAME`` for a machine."""
-    if SERVICE in roles and not user_id.startswith(f"{SERVICE}:"):
-        return f"{SERVICE}:{user_id}"
-    return user_id
+    is_named = user_id.startswith(f"{SERVICE}:")
+    if SERVICE in roles:
+        return user_id if is_named else f"{SERVICE}:{user_id}"
+    # A person whose id looks like a machine's is not that machine.
+    return f"person:{user_id}" if is_named else user_id
 
 
 #: Who reads along and has nobody to send: their acceptance would stop an alert that nobody comes for.
