@@ -98,7 +98,10 @@ export class AlertBook {
     const asks = mine?.answer === "decline" && alert.event === "escalated" && this.names(frame.to, frame.department) && this.isVacant(alert);
     if (asks) alert.askedAgain = true;
     const rings = RINGING.has(alert.event) && named && this.needsMe(alert);
-    if (rings) alert.due = true;
+    if (rings) {
+      alert.due = true;
+      this.opened = null; // what was being read is in the list
+    }
     this._after(alert);
     this._trim();
     return { alert, rings, isNew: !known };

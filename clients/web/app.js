@@ -279,7 +279,9 @@ export class ChatdApp extends HTMLElement {
     on("alert-later", (key) => change((book) => book.later(key)));
     on("open-alert", (key) => change((book) => book.open(key)));
     on("alert-seen", (key) => {
-      if (this._conversation.alerts.get(key)?.addressed) this._connection.receipt(key, "displayed");
+      const { book } = this._conversation;
+      const alert = book.alerts.get(key);
+      if (alert?.addressed && !book.raisedByMe(alert)) this._connection.receipt(key, "displayed");
     });
     on("raise-again", (id) => this._connection.sendAnyway(id));
     on("raise-withdraw", (id) => this._connection.withdraw(id));
