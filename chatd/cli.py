@@ -143,6 +143,23 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--department", help="who may ask about these patients (default: every department)")
     load.add_argument("files", nargs="+", type=Path, metavar="FILE", help="files of one export are given together")
 
+    hl7 = commands.add_parser("hl7", help="HL7 v2 messages")
+    hl7_commands = hl7.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    listen = _command(hl7_commands, "serve", _hl7_serve, "take results and admissions from interface engines by MLLP")
+    listen.epilog = "Which places are which departments, and who may connect, stands in hl7.json of DIR: docs/hl7.md."
+    _data_dir(listen)
+    _state(listen)
+    listen.add_argument("--host", dest="mllp_host", default="127.0.0.1", metavar="H", help="(default: 127.0.0.1)")
+    listen.add_argument(
+        "--port", dest="mllp_port", default=2575, type=int, metavar="P", help="0 for any (default: 2575)"
+    )
+    listen.add_argument("--tls-cert", metavar="FILE", default="", help="certificate chain (PEM); without it no TLS")
+    listen.add_argument("--tls-key", metavar="FILE", default="", help="its key, if it is not in the same file")
+    listen.add_argument(
+        "--tls-ca", metavar="FILE", default="", help="only senders with a certificate of this authority"
+    )
+    listen.add_argument("--metrics-port", metavar="P", type=int, help="serve metrics on the same address")
+
     context = commands.add_parser("context", help="what chatd knows")
     context_commands = context.add_subparsers(title="commands", required=True, metavar="COMMAND")
     show = _command(context_commands, "show", _context_show, "print the five layers and the composed prompt")
@@ -356,6 +373,26 @@ def _fhir_import(arguments: argparse.Namespace, settings: Settings) -> int:
 
     with _log_to_stderr():
         return asyncio.run(import_files(Places(settings), arguments.files, department=arguments.department))
+
+
+def _hl7_serve(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd.hl7_server import Where, serve
+    from chatd.places import Places
+
+    running = Places(settings).running()
+    settings = msgspec.structs.replace(settings, demo=running is not None and running.demo)
+    places = Places(settings)
+    if not places.redis_url:
+        return _fail(f"no chatd up is running on {places.data}; start one, or give --redis URL")
+    where = Where(
+        host=arguments.mllp_host,
+        port=arguments.mllp_port,
+        tls_cert=arguments.tls_cert,
+        tls_key=arguments.tls_key,
+        tls_ca=arguments.tls_ca,
+        metrics_port=arguments.metrics_port,
+    )
+    return serve(settings, places, where)
 
 
 def _context_show(arguments: argparse.Namespace, settings: Settings) -> int:

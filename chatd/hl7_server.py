@@ -7,19 +7,42 @@ import contextlib
 import fcntl
 import ipaddress
 import os
+import secrets
+import signal
 import socket
 import ssl
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol, cast
 
+import msgspec
 import structlog
 from hl7.mllp import HL7StreamReader, HL7StreamWriter, start_hl7_server  # type: ignore[import-untyped]
+from prometheus_client import start_http_server
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
-from chatd import metrics, tasks
-from chatd.hl7 import Config
+from chatd import logs, metrics, tasks
+from chatd.alerts.model import Recorded
+from chatd.alerts.policies import Policies
+from chatd.alerts.presence import Presence
+from chatd.alerts.service import Alerts
+from chatd.clock import SystemClock
+from chatd.gateway.alerting import Departments
+from chatd.gateway.node import ALERT_DOORBELL
+from chatd.hl7 import Config, Intake, on_broken_file
+from chatd.ledger import Ledger
+from chatd.ledger.day_keys import DayKeys
 from chatd.logs import error_name
-from context.hl7_files import FOLDER_NAME
+from chatd.places import Places
+from chatd.records import configured
+from chatd.settings import Settings
+from context import fhir
+from context.hl7_files import FOLDER_NAME, HeardFiles
+from context.seal import Sealer
+from context.store import ContextStore, connect
+from protocols.errors import ChatdError
 
 log = structlog.get_logger(__name__)
 
@@ -212,3 +235,145 @@ def alone(data: Path) -> Iterator[bool]:
             yield True
     finally:
         os.close(descriptor)
+
+
+# --- the process --------------------------------------------------------------------------------------------
+
+
+class Where(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to listen, and how. ``tls_ca``: only senders with a certificate of this authority may connect.
+    ``metrics_port``: None: metrics are not served; they are on the same address."""
+
+    host: str = "127.0.0.1"
+    port: int = 2575
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_ca: str = ""
+    metrics_port: int | None = None
+
+    def context(self) -> ssl.SSLContext | None:
+        """None without a certificate. Raises OSError and ssl.SSLError for files that cannot be used."""
+        if not self.tls_cert:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(self.tls_cert, self.tls_key or None)
+        if self.tls_ca:
+            context.load_verify_locations(self.tls_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+class _Bell:
+    """Tells the gateways which alerts are new; a ring that is lost costs their sweep's two seconds."""
+
+    def __init__(self, redis: Redis, node_id: str) -> None:
+        self._redis = redis
+        self._node_id = node_id
+        self._last: dict[str, int] = {}
+        self._has_news = asyncio.Event()
+
+    def ring(self, department: str, recorded: tuple[Recorded, ...]) -> None:
+        """Note the newest number of a department; it is told at once by ``run``."""
+        self._last[department] = max(each.alert_seq for each in recorded)
+        self._has_news.set()
+
+    async def run(self) -> None:
+        """Ring until cancelled."""
+        while True:
+            await self._has_news.wait()
+            self._has_news.clear()
+            news, self._last = self._last, {}
+            try:
+                for department, alert_seq in news.items():
+                    await self._redis.publish(ALERT_DOORBELL, f"{department} {alert_seq} {self._node_id}")
+            except (RedisError, OSError, TimeoutError):
+                metrics.REDIS_ERRORS.inc()
+
+
+def serve(settings: Settings, places: Places, where: Where) -> int:
+    """Take messages until SIGTERM or SIGINT; returns the exit status.
+
+    Prints ``ready mllp://HOST:PORT`` once messages are taken.
+    """
+    writer = logs.set_up(settings.log_level)
+    try:
+        with alone(places.data) as is_alone:
+            if not is_alone:
+                return _fail(f"another chatd hl7 serve takes the messages of {places.data}")
+            policies = settings.alert_policies_file
+            own = Path(policies).read_bytes() if policies else None
+            asyncio.run(_serve(settings, places, where, Policies(own)))
+    except ssl.SSLError:
+        return _fail("the certificate, its key or the authority's certificate cannot be used")
+    except (ChatdError, OSError, ValueError) as error:
+        return _fail(str(error) or type(error).__name__)
+    finally:
+        writer.close()
+    return 0
+
+
+async def _serve(settings: Settings, places: Places, where: Where, policies: Policies) -> None:
+    clock, node_id = SystemClock(), f"n-{secrets.token_hex(6)}"
+    found = configured(places.data, is_demo=settings.demo, now=clock.now())
+    departments = tuple(department.department_id for department in found.departments)
+    config = Config.load(places.data, departments)
+    tls = where.context()
+    sealer = Sealer(places.key_ring())
+    redis = connect(
+        places.redis_url, timeout_s=settings.redis_timeout_s, max_connections=settings.redis_max_connections
+    )
+    ledger = Ledger.open(places.ledger_url, timeout_s=settings.ledger_timeout_s)
+    store = ContextStore(redis, sealer, timeout_s=settings.redis_timeout_s)
+    alerts = Alerts(
+        ledger,
+        DayKeys(sealer),
+        policies,
+        Presence(redis),
+        clock=clock,
+        mac_key=sealer.derive("alert-command"),
+        node_id=node_id,
+        retention_days=settings.alert_retention_days,
+        raises_per_minute=settings.alert_raises_per_minute,
+    )
+    alerts.is_department = Departments(store).has
+    bell = _Bell(redis, node_id)
+    alerts.on_recorded = bell.ring
+    intake = Intake(
+        store=store,
+        files=HeardFiles(places.data, sealer, on_broken_file),
+        alerts=alerts,
+        config=config,
+        hospital=found.hospital,
+        departments=departments,
+        clock=clock,
+    )
+    server = MllpServer(intake, config=config)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    # The models of FHIR take a second to load: now, not while the first critical result waits.
+    await asyncio.to_thread(fhir.warm_up)
+    loops = [asyncio.create_task(intake.run(), name="hl7"), asyncio.create_task(bell.run(), name="bell")]
+    metrics_server = None
+    try:
+        if where.metrics_port is not None:
+            metrics_server, _ = start_http_server(where.metrics_port, where.host, metrics.REGISTRY)
+        host, port = await server.start(where.host, where.port, tls=tls)
+        shown = f"[{host}]" if ":" in host else host
+        print(f"ready mllp://{shown}:{port}", flush=True)
+        await stopped.wait()
+    finally:
+        await server.stop()
+        await tasks.end(loops)
+        if metrics_server is not None:
+            await asyncio.to_thread(metrics_server.shutdown)
+            metrics_server.server_close()
+        await ledger.close()
+        await redis.aclose()
+
+
+def _fail(text: str) -> int:
+    print(f"chatd hl7: {text}", file=sys.stderr, flush=True)
+    return 1

@@ -54,6 +54,7 @@ __all__ = [
     "patient_line",
     "read_file",
     "summary_lines",
+    "warm_up",
 ]
 
 #: Resources that one import holds: about 2 GiB of memory. More patients than that come in several imports.
@@ -484,6 +485,12 @@ def _pruned(resource: Json, env: Env) -> Json:
 @functools.cache
 def _model(kind: str) -> Any:
     return getattr(importlib.import_module(f"fhir.resources.R4B.{kind.lower()}"), kind)
+
+
+def warm_up() -> None:
+    """Load the models of all types that are read: about a second, once per process."""
+    for kind in codes.FIELDS:
+        _model(kind)
 
 
 def _validated(resource: Json, env: Env) -> Json:
