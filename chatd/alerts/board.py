@@ -61,8 +61,6 @@ LIFE: Final[dict[State, dict[Cause, Effect]]] = {
 #: How far a person has come with an alert; an answer of a higher rank is not undone by one of a lower.
 _RANK: Final = {"addressed": 0, "delivered": 1, "displayed": 2, "accept": 3, "decline": 3, "done": 4}
 _PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
-#: Who only looks on: whoever has no other role than these answers for nobody.
-_ONLOOKERS: Final = frozenset(("observer", "student", "board", "device"))
 #: This many alerts of one raiser in one minute are a storm: nobody reads a sixth while five are ringing.
 STORM_ALERTS: Final = 5
 STORM_WITHIN: Final = timedelta(seconds=60)
@@ -256,8 +254,9 @@ def join(alert: Alert, command: Raise, policy: Policy, now: datetime) -> Change:
 def respond(alert: Alert, response: Response, policy: Policy, now: datetime) -> Change:
     """What a person's answer does. Raises RemoteProtocolError: alert_closed, forbidden, slot_taken, bad_request.
 
-    A decline by the last one of a step makes the next step due at once: the caller may ``fire`` it in the same
-    transaction, or leave it to the sweep.
+    Whether somebody with these roles may answer at all is ``permissions.may_answer``, asked before. A decline by the
+    last one of a step makes the next step due at once: the caller may ``fire`` it in the same transaction, or leave it
+    to the sweep.
     """
     if response.department != alert.department:
         raise RemoteProtocolError(ErrorCode.FORBIDDEN, "alert_id: of another department")
@@ -267,8 +266,6 @@ def respond(alert: Alert, response: Response, policy: Policy, now: datetime) -> 
     effect = LIFE[alert.state].get(cause)
     if effect is None:
         raise RemoteProtocolError(ErrorCode.ALERT_CLOSED)
-    if response.roles and _ONLOOKERS.issuperset(response.roles):
-        raise RemoteProtocolError(ErrorCode.FORBIDDEN, "answer: an onlooker's")
     return _BY_PEOPLE[effect](alert, response, policy, now)
 
 

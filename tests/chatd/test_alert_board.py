@@ -113,6 +113,10 @@ def test_board_table_is_whole() -> None:
     for state, row in board.LIFE.items():
         assert (not row) == (state in CLOSED)
         assert state in CLOSED or {"accept", "decline", "done", "stand_down", "join", "expire"} <= set(row)
+    timed = {state: {"repeat", "step", "remind"} & set(row) for state, row in board.LIFE.items()}
+    assert timed["delivering"] == {"repeat", "step"}
+    assert timed["unanswered"] == {"repeat"}
+    assert timed["in_progress"] == {"remind"}
 
 
 def test_board_ringing_events_bring_the_alert() -> None:
