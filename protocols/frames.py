@@ -547,7 +547,7 @@ class AlertOption(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     label: str
     label_pt: str = ""
-    answer: str = "accept"
+    answer: str = ""
     eta_min: int | None = None
     reason: str | None = None
 

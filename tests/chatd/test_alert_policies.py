@@ -118,7 +118,7 @@ def test_own_file_takes_the_place_of_rows() -> None:
     assert policies.choose("icu", "critical") == SHIPPED.choose("icu", "critical")
     options = policies.choose("icu", "critical").ask
     assert options == SHIPPED.choose("icu", "critical").ask
-    again = Policies(own(options={"tell": [{"id": "read", "label": "Read", "label_pt": "Lido"}]}))
+    again = Policies(own(options={"tell": [{"id": "read", "label": "Read", "label_pt": "Lido", "answer": "accept"}]}))
     assert [option.id for option in again.choose("icu", "low").tell] == ["read"]
     assert again.choose("icu", "low").ask == options
 
