@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from chatd import tasks
 from chatd.alerts.model import Raise, Recorded, Response
 from chatd.alerts.policies import Policies
-from chatd.alerts.presence import Availed, Here, Presence
-from chatd.alerts.service import RECEIPTS_EVERY_MS, Alerts, SteadyClock
-from chatd.ledger import Ledger, LedgerUnavailable
+from chatd.alerts.presence import Availed, Here, Presence, PresenceUnavailable, Present
+from chatd.alerts.service import Alerts, _Receipts
+from chatd.ledger import Ledger, LedgerUnavailable, Transaction
 from chatd.ledger.day_keys import DayKeys
 from context.seal import KeyRing, Sealer
 from protocols.errors import ErrorCode, RemoteProtocolError
-from protocols.frames import AlertTarget
+from protocols.frames import AlertTarget, Reach
 from tests.redis_server import RedisServer
 
 pytest_plugins = ("tests.chatd.pg",)
@@ -49,9 +53,10 @@ class HandClock:
 class Node:
     """One gateway's alerts with what it has handed to its phones."""
 
-    def __init__(self, url: str, redis: Redis, name: str, **options: Any) -> None:
+    def __init__(self, url: str, redis: Redis, name: str, *, timeout_s: float = 20.0, **options: Any) -> None:
         self.clock = HandClock()
-        self.ledger = Ledger.open(url)
+        # Making the tables waits for a busy machine; only tests of a ledger that is away are quick to give up.
+        self.ledger = Ledger.open(url, timeout_s=timeout_s)
         sealer = Sealer(RING)
         self.presence = Presence(redis)
         self.alerts = Alerts(
@@ -82,7 +87,7 @@ Make = Callable[..., Awaitable[Node]]
 
 
 @pytest.fixture
-async def make(tmp_path: Any, redis: Redis) -> AsyncIterator[Make]:
+async def make(tmp_path: Path, redis: Redis) -> AsyncIterator[Make]:
     """Makes gateways' alerts on one SQLite ledger (or the one that is given) and one Redis."""
     made: list[Node] = []
 
@@ -150,3 +155,389 @@ async def test_raise_twice_is_once(make: Make) -> None:
     assert again.is_duplicate
     assert second.told == []
     assert (await first.alerts.span("cardiology")).last_seq == 1
+
+
+async def test_raise_of_another_body_under_a_known_key_is_refused(make: Make) -> None:
+    """A key that was used for one alert is not taken for another, and nothing is added."""
+    node = await make()
+    await node.alerts.raise_(command(), T0)
+    with pytest.raises(RemoteProtocolError) as refused:
+        await node.alerts.raise_(command(content="Another patient"), T0)
+    assert refused.value.code is ErrorCode.BAD_REQUEST
+    assert (await node.alerts.span("cardiology")).last_seq == 1
+
+
+async def test_raise_on_two_gateways_at_once_is_one_alert(make: Make, ledger_url: str) -> None:
+    """Of many sendings of one key at once on two gateways, one alert comes, and all hear of it."""
+    nodes = [await make("n-1", ledger_url), await make("n-2", ledger_url)]
+    sent = [node.alerts.raise_(command(), T0) for node in nodes * 8]
+    answers = await asyncio.gather(*sent)
+    assert len({each.alert_id for each in answers}) == 1
+    assert sum(not each.is_duplicate for each in answers) == 1
+    assert (await nodes[0].alerts.span("cardiology")).last_seq == 1
+
+
+async def test_raise_to_a_role_that_nobody_holds_is_refused_aloud(make: Make) -> None:
+    """A role is resolved at the moment of sending; with nobody there, nothing is promised."""
+    node = await make()
+    node.here(*DOCTORS)
+    with pytest.raises(RemoteProtocolError) as refused:
+        await node.alerts.raise_(command(to=AlertTarget(role="charge_nurse")), T0)
+    assert refused.value.code is ErrorCode.ROLE_UNASSIGNED
+    assert (await node.alerts.span("cardiology")).last_seq == 0
+    node.here("charge.rocha.cardio", role="charge_nurse")
+    raised = await node.alerts.raise_(command(to=AlertTarget(role="charge_nurse")), T0)
+    assert raised.reach.online == ("charge.rocha.cardio",)
+
+
+async def test_raise_in_a_transaction_that_fails_leaves_nothing(make: Make) -> None:
+    """An alert that an action raises is there with the action, or not at all."""
+    node = await make()
+    raising = await node.alerts.prepare(command(), T0)
+
+    def work(tx: Transaction) -> None:
+        raising.commit(tx)
+        raise RemoteProtocolError(ErrorCode.ACTION_CONFLICT)
+
+    with pytest.raises(RemoteProtocolError):
+        await node.ledger.transact(work)
+    assert (await node.alerts.span("cardiology")).last_seq == 0
+    assert not (await node.alerts.raise_(command(), T0)).is_duplicate
+
+
+async def test_raise_with_a_dedup_key_joins_the_open_alert(make: Make) -> None:
+    """The same result twice is one alert, told as joined; after its end it is a new one."""
+    node = await make()
+    first = await node.alerts.raise_(command("k-1", dedup_key="lab.17"), T0)
+    second = await node.alerts.raise_(command("k-2", dedup_key="lab.17"), T0 + timedelta(seconds=5))
+    assert second.alert_id == first.alert_id
+    assert node.events() == ["raised", "joined"]
+    stop = response(first.alert_id, "stand_down", "dr.lopes.emergency", department="emergency")
+    await node.alerts.respond(stop, T0 + timedelta(seconds=6))
+    third = await node.alerts.raise_(command("k-3", dedup_key="lab.17"), T0 + timedelta(seconds=7))
+    assert third.alert_id != first.alert_id
+
+
+async def test_raise_too_often_is_limited_per_raiser(make: Make) -> None:
+    """A script in a loop is stopped, is told when to come again, and takes nobody else's alerts with it."""
+    node = await make(raises_per_minute=3)
+    for n in range(3):
+        await node.alerts.raise_(command(f"k-{n}"), T0)
+    with pytest.raises(RemoteProtocolError) as refused:
+        await node.alerts.raise_(command("k-4"), T0)
+    assert (refused.value.code, refused.value.retry_after_ms) == (ErrorCode.RATE_LIMITED, 60_000)
+    await node.alerts.raise_(command("k-4", raised_by="nurse.cruz.emergency"), T0)
+    node.clock.pass_s(60)
+    await node.alerts.raise_(command("k-4"), T0)
+
+
+async def test_raise_on_an_unknown_department_is_refused(make: Make) -> None:
+    """No alert waits in a department that no phone will ever belong to."""
+    node = await make()
+
+    async def is_department(department: str) -> bool:
+        return department == "icu"
+
+    node.alerts.is_department = is_department
+    with pytest.raises(RemoteProtocolError) as refused:
+        await node.alerts.raise_(command(), T0)
+    assert refused.value.code is ErrorCode.BAD_REQUEST
+
+
+# --- what is away -------------------------------------------------------------------------------------------
+
+
+async def test_redis_away_the_alert_goes_out_and_says_so(
+    make: Make, own_redis: Redis, own_redis_server: RedisServer
+) -> None:
+    """Without Redis the alert is in the ledger, reaches this gateway's phones, and its reach says it is not whole."""
+    node = await make(client=own_redis)
+    node.here("dr.mendes.cardio")
+    own_redis_server.kill()
+    raised = await node.alerts.raise_(command(), T0)
+    assert (raised.reach.online, raised.reach.is_whole) == (("dr.mendes.cardio",), False)
+    assert (await node.alerts.span("cardiology")).last_seq == 1
+    to_role = await node.alerts.raise_(command("k-2", to=AlertTarget(role="charge_nurse")), T0)
+    assert to_role.reach == Reach(is_whole=False)
+
+
+async def test_ledger_away_nothing_is_promised_or_told(make: Make, tmp_path: Path) -> None:
+    """While the database takes no writes, raising and answering fail, and afterwards the same key is the first."""
+    url = f"sqlite:///{tmp_path / 'locked.sqlite3'}"
+    first = await (await make(url=url)).alerts.raise_(command("k-0"), T0)
+    node = await make(url=url, timeout_s=2.0)
+    assert await node.alerts.sweep(T0) == 0  # it is connected, so what comes next is a lock and nothing else
+    other = sqlite3.connect(tmp_path / "locked.sqlite3", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(LedgerUnavailable):
+            await node.alerts.raise_(command(), T0)
+        with pytest.raises(LedgerUnavailable):
+            await node.alerts.respond(response(first.alert_id, "accept"), T0)
+        assert node.told == []
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+    assert not (await node.alerts.raise_(command(), T0)).is_duplicate
+    assert await node.alerts.respond(response(first.alert_id, "accept"), T0)
+
+
+# --- answering and time -------------------------------------------------------------------------------------
+
+
+async def test_respond_twice_is_once(make: Make) -> None:
+    """An answer that is sent again, on whatever gateway, changes nothing and is told as known."""
+    first, second = await make("n-1"), await make("n-2")
+    first.here(*DOCTORS)
+    raised = await first.alerts.raise_(command(), T0)
+    assert await first.alerts.respond(response(raised.alert_id, "accept"), T0)
+    assert not await second.alerts.respond(response(raised.alert_id, "accept"), T0)
+    with pytest.raises(RemoteProtocolError):
+        await second.alerts.respond(response(raised.alert_id, "accept", eta_min=5), T0)
+    view = await second.alerts.view(raised.alert_id)
+    assert view is not None
+    assert (view.state, [person.answer for person in view.people]) == ("in_progress", ["accept", "addressed"])
+
+
+@pytest.mark.parametrize("answer", ["accept", "stand_down"])
+async def test_respond_from_another_department_is_refused(make: Make, answer: str) -> None:
+    """Nobody answers what does not concern them, and is not told whether there is such an alert."""
+    node = await make()
+    raised = await node.alerts.raise_(command(), T0)
+    for alert_id in (raised.alert_id, "al-none"):
+        with pytest.raises(RemoteProtocolError) as refused:
+            await node.alerts.respond(response(alert_id, answer, department="surgery"), T0)
+        assert (refused.value.code, refused.value.detail) == (ErrorCode.BAD_REQUEST, "alert_id: unknown")
+
+
+async def test_accept_against_a_step_on_two_gateways_is_one_state(make: Make, ledger_url: str) -> None:
+    """An acceptance and an escalation at one moment on two gateways end in one order that both tell alike."""
+    nodes = [await make("n-1", ledger_url), await make("n-2", ledger_url)]
+    for node in nodes:
+        node.here(*DOCTORS)
+    for n in range(4):
+        now = T0 + timedelta(hours=n)
+        raised = await nodes[0].alerts.raise_(command(f"k-{n}"), now)
+        later = now + timedelta(seconds=61)
+        accept = nodes[n % 2].alerts.respond(response(raised.alert_id, "accept", key=f"a-{n}"), later)
+        await asyncio.gather(accept, nodes[0].alerts.sweep(later), nodes[1].alerts.sweep(later))
+        view = await nodes[1].alerts.view(raised.alert_id)
+        assert view is not None
+        assert view.state == "in_progress"
+        await nodes[0].alerts.respond(response(raised.alert_id, "done", key=f"d-{n}"), later)
+    log = await nodes[0].alerts.since("cardiology", 0)
+    assert [each.alert_seq for each in log] == list(range(1, len(log) + 1))
+    by_alert: dict[str, list[str]] = {}
+    for each in log:
+        frame = json.loads(each.frame)
+        by_alert.setdefault(frame["alert_id"], []).append(frame["event"])
+    for events in by_alert.values():
+        assert events[0] == "raised"
+        assert events[-2:] == ["accepted", "resolved"]
+        # Whatever came before the acceptance, nothing rings after it, and no step is taken twice.
+        assert len(events[1:-2]) == len(set(events[1:-2]))
+    told = sorted(each.alert_seq for node in nodes for _, each in node.told)
+    assert told == list(range(1, len(log) + 1))
+
+
+async def test_timers_fire_once_with_two_gateways(make: Make, ledger_url: str) -> None:
+    """Two gateways that sweep at once take every timer once between them, and none before it is due."""
+    nodes = [await make("n-1", ledger_url), await make("n-2", ledger_url)]
+    for n in range(4):
+        await nodes[0].alerts.raise_(command(f"k-{n}"), T0)
+    assert await nodes[0].alerts.sweep(T0 + timedelta(seconds=14)) == 0
+    later = T0 + timedelta(seconds=15)
+    taken = 0
+    for _ in range(2):
+        taken += sum(await asyncio.gather(*(node.alerts.sweep(later) for node in nodes)))
+    assert taken == 4
+    assert (nodes[0].events() + nodes[1].events()).count("repeated") == 4
+    assert (await nodes[0].alerts.span("cardiology")).last_seq == 8
+
+
+async def test_a_role_that_nobody_holds_holds_up_no_step(make: Make) -> None:
+    """The chain goes on past a role that nobody holds, until everybody is told that nobody has answered."""
+    node = await make()
+    node.here(*DOCTORS)
+    raised = await node.alerts.raise_(command(), T0)
+    for seconds in range(0, 400, 15):
+        await node.alerts.sweep(T0 + timedelta(seconds=seconds))
+    view = await node.alerts.view(raised.alert_id)
+    assert view is not None
+    assert view.state == "unanswered"
+    events = node.events()
+    assert events.count("escalated") == 2
+    assert events.count("unanswered") == 1
+    assert events[-1] == "repeated"
+
+
+async def test_a_clock_that_is_set_makes_no_step_early(make: Make) -> None:
+    """Two hours forward or back on the wall clock leave the time of alerts as it was, and are told."""
+    node = await make()
+    await node.alerts.raise_(command(), node.alerts.now())
+    for hours in (2, -4):
+        node.clock.wall += timedelta(hours=hours)
+        assert await node.alerts.sweep(node.alerts.now()) == 0
+        assert node.alerts.steady.is_stepped
+        assert await node.alerts.retire(node.alerts.now() + timedelta(days=90)) == 0
+    node.clock.ms += 15_000
+    assert await node.alerts.sweep(node.alerts.now()) == 1
+
+
+async def test_one_alert_that_cannot_be_read_holds_up_no_other(make: Make, tmp_path: Path) -> None:
+    """A damaged row is left where it is and the alerts behind it are taken."""
+    node = await make()
+    damaged = await node.alerts.raise_(command("k-1"), T0)
+    await node.alerts.raise_(command("k-2"), T0 + timedelta(seconds=1))
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite3")) as other:
+        other.execute("UPDATE alerts SET body_sealed = x'00' WHERE alert_id = ?", (damaged.alert_id,))
+        other.commit()
+    assert await node.alerts.sweep(T0 + timedelta(seconds=20)) == 1
+    assert node.events() == ["raised", "raised", "repeated"]
+
+
+async def test_retention_destroys_and_moves_the_log(make: Make) -> None:
+    """After the days of retention a closed alert is gone and the log begins behind it."""
+    node = await make(retention_days=30)
+    raised = await node.alerts.raise_(command(), T0)
+    await node.alerts.respond(response(raised.alert_id, "stand_down", "dr.lopes.emergency"), T0)
+    assert await node.alerts.retire(T0 + timedelta(days=30)) == 0
+    assert await node.alerts.retire(T0 + timedelta(days=31)) == 1
+    assert await node.alerts.view(raised.alert_id) is None
+    span = await node.alerts.span("cardiology")
+    assert (span.first_seq, span.last_seq) == (3, 2)
+
+
+# --- receipts -----------------------------------------------------------------------------------------------
+
+
+async def test_receipts_of_many_phones_are_one_event(make: Make) -> None:
+    """Two hundred phones that received and showed an alert are one event with all of them counted."""
+    node = await make()
+    raised = await node.alerts.raise_(command(), T0)
+    for n in range(200):
+        node.alerts.receipt(response(raised.alert_id, "displayed", f"u-{n}"))
+        node.alerts.receipt(response(raised.alert_id, "delivered", f"u-{n}"))
+    node.alerts.receipt(response(raised.alert_id, "delivered", "spy", department="surgery"))
+    await node.alerts.flush(T0)
+    assert node.events() == ["raised", "receipts"]
+    counts = json.loads(node.told[-1][1].frame)["counts"]
+    assert (counts["delivered"], counts["displayed"]) == (200, 200)
+
+
+def test_receipts_wait_a_quarter_of_a_second_and_then_a_second() -> None:
+    """The first ones are gathered for 250 ms, those after them until a second after the writing."""
+    gathered = _Receipts()
+    gathered.add(response("al-1", "delivered", "u-1"), 1_000)
+    assert (gathered.wait_ms(1_000), gathered.take(1_249)) == (250, {})
+    gathered.add(response("al-1", "delivered", "u-2"), 1_200)
+    assert set(gathered.take(1_250)["al-1"]) == {"u-1", "u-2"}
+    assert gathered.wait_ms(1_300) is None
+    gathered.add(response("al-1", "displayed", "u-1"), 1_300)
+    gathered.add(response("al-2", "delivered", "u-1"), 1_300)
+    assert set(gathered.take(1_550)) == {"al-2"}
+    assert gathered.wait_ms(1_550) == 700
+    assert gathered.take(2_250)["al-1"]["u-1"].answer == "displayed"
+
+
+async def test_receipts_outlive_a_ledger_that_is_away(make: Make, tmp_path: Path) -> None:
+    """What could not be written waits and is written later."""
+    raised = await (await make()).alerts.raise_(command(), T0)
+    node = await make(timeout_s=2.0)
+    assert await node.alerts.sweep(T0) == 0
+    node.alerts.receipt(response(raised.alert_id, "delivered"))
+    other = sqlite3.connect(tmp_path / "ledger.sqlite3", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    await node.alerts.flush(T0)
+    other.execute("ROLLBACK")
+    other.close()
+    assert node.events() == []
+    await node.alerts.flush(T0)
+    assert node.events() == ["receipts"]
+
+
+async def test_run_rings_again_and_writes_receipts(make: Make) -> None:
+    """The background work does by itself what is due, and ends when it is cancelled."""
+    node = await make()
+    told = asyncio.Event()
+    hand_on = node.alerts.on_recorded
+
+    def on_recorded(department: str, events: tuple[Recorded, ...]) -> None:
+        hand_on(department, events)
+        if {"receipts", "repeated"} <= set(node.events()):
+            told.set()
+
+    node.alerts.on_recorded = on_recorded
+    raised = await node.alerts.raise_(command(), node.alerts.now())
+    node.alerts.receipt(response(raised.alert_id, "delivered"))
+    node.clock.pass_s(15)
+    running = asyncio.create_task(node.alerts.run())
+    async with asyncio.timeout(30):
+        await told.wait()
+    await tasks.end([running])
+
+
+# --- presence -----------------------------------------------------------------------------------------------
+
+
+async def test_presence_knows_the_phones_of_all_gateways(make: Make, redis: Redis) -> None:
+    """After a beat another gateway knows who is here, on which channel and in which role; a board is nobody."""
+    first, second = await make("n-1"), await make("n-2")
+    first.presence.phones = lambda: (
+        Here(department="icu", user_id="dr.faria.icu", channel="push", roles=("physician",)),
+        Here(department="icu", user_id="wall", channel="board"),
+    )
+    await first.presence.beat()
+    found = await second.presence.of("icu")
+    assert found.is_whole
+    (record,) = found.records
+    assert (record.user_id, record.channels, record.roles) == ("dr.faria.icu", ("push",), ("physician",))
+    assert (await second.presence.of("cardiology")).records == ()
+
+
+async def test_presence_of_somebody_who_left_is_unreachable_and_then_gone(make: Make, redis: Redis) -> None:
+    """Who was heard minutes ago belongs to the department without a phone; who was heard yesterday does not."""
+    node = await make()
+    seconds, _ = await redis.time()
+    hour_ago, yesterday = (seconds - 3600) * 1000, (seconds - 24 * 3600) * 1000
+    fields: dict[Any, Any] = {"dr.a|app": f"{hour_ago} physician", "dr.b|app": f"{yesterday} physician"}
+    await redis.hset("chatd:presence:in:icu", mapping=fields)
+    (record,) = (await node.presence.of("icu")).records
+    assert (record.user_id, record.channels, record.roles) == ("dr.a", (), ("physician",))
+    assert await redis.hkeys("chatd:presence:in:icu") == [b"dr.a|app"]
+
+
+async def test_a_delegate_covers_from_their_acceptance_on(make: Make, redis: Redis) -> None:
+    """Who asked somebody to take over is covered when that one has accepted, and not before, nor by anybody else."""
+    node = await make()
+    node.here(*DOCTORS)
+    asked = Availed(state="in_procedure", delegate_to="dr.mendes.cardio", ask="al-1")
+    await node.presence.set("dr.santos.cardio", asked, now=T0)
+    assert (await node.alerts.raise_(command("k-1"), T0)).reach.covered == {}
+    assert await node.presence.delegate_answered("al-1", "dr.vieira.surgery", accepts=True) is None
+    assert await node.presence.delegate_answered("al-1", "dr.mendes.cardio", accepts=True) == "dr.santos.cardio"
+    reach = (await node.alerts.raise_(command("k-2"), T0)).reach
+    assert reach.covered == {"dr.santos.cardio": "dr.mendes.cardio"}
+    await node.presence.set("dr.santos.cardio", Availed(state="available"), now=T0)
+    assert await node.presence.delegate_answered("al-1", "dr.mendes.cardio", accepts=True) is None
+    assert (await node.alerts.raise_(command("k-3"), T0)).reach.covered == {}
+
+
+async def test_a_state_ends_by_itself(make: Make, redis: Redis) -> None:
+    """Nobody stays in a procedure for longer than they said, nor longer than half a day."""
+    node = await make()
+    await node.presence.set("dr.a", Availed(state="off", until=T0 + timedelta(minutes=5)), now=T0)
+    await node.presence.set("dr.b", Availed(state="off", until=T0 + timedelta(days=9)), now=T0)
+    assert 290 <= await redis.ttl("chatd:presence:state:dr.a") <= 300
+    assert 43_000 <= await redis.ttl("chatd:presence:state:dr.b") <= 43_200
+
+
+async def test_presence_away_says_so(make: Make, own_redis: Redis, own_redis_server: RedisServer) -> None:
+    """What could not be noted is not answered as if it were."""
+    node = await make(client=own_redis)
+    own_redis_server.kill()
+    with pytest.raises(PresenceUnavailable):
+        await node.presence.set("dr.a", Availed(state="busy"), now=T0)
+    with pytest.raises(PresenceUnavailable):
+        await node.presence.state_of("dr.a")
+    assert await node.presence.of("icu") == Present(records=(), is_whole=False)
