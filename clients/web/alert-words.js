@@ -110,8 +110,13 @@ export function slotList(view, alert) {
         "li",
         { class: slot.by ? "slot slot-filled" : "slot slot-empty" },
         icon(slot.by ? "tick" : "missing"),
-        h("span", { class: "slot-name" }, slotName(view.texts, slot)),
-        h("span", { class: "slot-who", dir: "auto" }, slot.by ? [personName(view, slot.by), etaText(view, slot.eta_at)].filter(Boolean).join(" · ") : t("alerts.slot_empty")),
+        h(
+          "div",
+          {},
+          h("span", { class: "slot-name" }, slotName(view.texts, slot)),
+          " ",
+          h("span", { class: "slot-who", dir: "auto" }, slot.by ? [personName(view, slot.by), etaText(view, slot.eta_at)].filter(Boolean).join(" · ") : t("alerts.slot_empty")),
+        ),
       ),
     ),
   );

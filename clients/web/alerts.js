@@ -61,7 +61,7 @@ export class AlertBook {
     this.opened = null;
     this._serial = 0;
     this._since = new Set();
-    this._replaced = new Map();
+    this._replaced = { alerts: new Map(), pending: new Map() };
   }
 
   /** A welcome that does not go on from what we hold: its snapshot follows, and all before it is void. */
@@ -139,7 +139,7 @@ export class AlertBook {
    */
   replace(frames, now, clockOffsetMs = 0) {
     const before = this.alerts;
-    this._replaced = before;
+    this._replaced = { alerts: before, pending: new Map(this.pending) };
     this.alerts = new Map([...before].filter(([key]) => this._since.has(key)));
     const wanted = [];
     for (const frame of frames ?? []) {
@@ -162,7 +162,8 @@ export class AlertBook {
 
   /** The snapshot came without the alerts, because the ledger could not be asked: what was known still stands. */
   snapshotWasBlind() {
-    for (const [key, alert] of this._replaced) if (!this.alerts.has(key)) this.alerts.set(key, alert);
+    for (const [key, alert] of this._replaced.alerts) if (!this.alerts.has(key)) this.alerts.set(key, alert);
+    for (const [key, answer] of this._replaced.pending) if (!this.pending.has(key)) this.pending.set(key, answer);
   }
 
   // --- what the person does ------------------------------------------------------------------------------

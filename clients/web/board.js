@@ -86,8 +86,7 @@ export class WallBoard extends HTMLElement {
       h(
         "p",
         { class: "board-who" },
-        icon(vacant ? "missing" : "tick"),
-        h("strong", { "data-who": alert.key, dir: "auto" }, whoText(view, alert)),
+        h("span", { class: "board-has" }, icon(vacant ? "missing" : "tick"), h("strong", { "data-who": alert.key, dir: "auto" }, whoText(view, alert))),
         frame.patient_id && h("span", { dir: "auto" }, t("patient.record", { id: frame.patient_id })),
         vacant && alert.nextEscalationAt && until(view, alert.nextEscalationAt),
       ),

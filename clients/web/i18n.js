@@ -387,7 +387,7 @@ const EN = {
   "presence.waiting": "Not sent, retrying",
 
   "board.none": "No open alerts",
-  "board.counts": "{open} open, {vacant} without anybody",
+  "board.counts": "{open} open, {vacant} still need somebody",
   "board.left": "and {count} more that do not fit here",
   "board.connecting": "Connecting…",
   "board.heard": "Connected, last word {clock}",
@@ -825,7 +825,7 @@ const PT = {
   "presence.waiting": "Não enviado, a tentar de novo",
 
   "board.none": "Sem alertas abertos",
-  "board.counts": "{open} abertos, {vacant} sem ninguém",
+  "board.counts": "{open} abertos, {vacant} à espera de alguém",
   "board.left": "e mais {count} que não cabem aqui",
   "board.connecting": "A ligar…",
   "board.heard": "Ligado, última palavra {clock}",

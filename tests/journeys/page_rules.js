@@ -1,8 +1,8 @@
 /**
  * Runs the page's session rules against a model server over a bad network, from one seed.
  *
- * The server keeps an epoch and a log, answers each accepted question once, knows duplicates, raises alerts, and
- * is at times restarted without its memory. The network cuts with frames in flight. Returns a list of sentences,
+ * The server keeps an epoch and a log, answers each accepted question once, knows duplicates, raises and ends alerts,
+ * takes answers to them once, and is at times restarted without its memory (the alerts' ledger keeps its own). The network cuts with frames in flight. Returns a list of sentences,
  * each a broken promise; an empty list is a pass.
  */
 async (seed, steps) => {
@@ -22,7 +22,7 @@ async (seed, steps) => {
   };
 
   // --- the model server ---
-  const server = { epochs: 1, epoch: "e-1", log: [], known: new Map(), open: [], alerts: [], draining: false };
+  const server = { epochs: 1, epoch: "e-1", log: [], known: new Map(), open: [], alerts: [], openAlerts: new Map(), taken: new Map(), got: new Map(), draining: false };
   const restart = () => {
     server.epochs += 1;
     Object.assign(server, { epoch: `e-${server.epochs}`, log: [], known: new Map(), open: [] });
@@ -33,9 +33,16 @@ async (seed, steps) => {
     return placed;
   };
   const raise = () => {
-    const alert = { type: "system_notification", alert_id: `al-${server.alerts.length}`, alert_seq: server.alerts.length + 1, content: "x" };
+    const alert = { type: "system_notification", alert_id: `al-${server.alerts.length}`, alert_seq: server.alerts.length + 1, state: "delivering", content: "x" };
     server.alerts.push(alert);
+    server.openAlerts.set(alert.alert_id, []);
     return alert;
+  };
+  const update = (alertId, state, event) => {
+    const frame = { type: "alert_update", alert_id: alertId, alert_seq: server.alerts.length + 1, state, event, who: [...(server.openAlerts.get(alertId) ?? [])] };
+    server.alerts.push(frame);
+    if (state === "resolved") server.openAlerts.delete(alertId);
+    tell(frame);
   };
 
   // --- the network: one socket, frames in flight in both directions ---
@@ -54,9 +61,12 @@ async (seed, steps) => {
   const answered = new Map();
   const gone = new Set(); // failed or withdrawn
   const alertsSeen = new Set();
+  const answersGiven = new Map(); // id → alert_id, of answers to alerts
+  const alertsHere = new Set(); // raised and delivered here, so their receipt has to arrive
   let alertFloor = 0;
   let cursor = { epoch: "", seq: 0, alertSeq: 0 };
   let tokenNeeded = false;
+  const queued = []; // what the page does after a delivery
 
   const perform = (effects) => {
     for (const effect of effects) {
@@ -112,7 +122,14 @@ async (seed, steps) => {
       cursor.alertSeq = frame.alert_seq;
       alertsSeen.add(frame.alert_seq);
     }
+    if (frame.type === "system_notification") received(frame.alert_id);
+    if (frame.type === "snapshot") for (const alert of frame.open_alerts) received(alert.alert_id);
     if (frame.type === "ai_response") answered.set(frame.client_msg_id, (answered.get(frame.client_msg_id) ?? 0) + 1);
+  };
+
+  const received = (alertId) => {
+    alertsHere.add(alertId);
+    queued.push(() => perform(client.receipt(alertId, "delivered")));
   };
 
   const serverTakes = (frame) => {
@@ -122,11 +139,28 @@ async (seed, steps) => {
       const resumed = Boolean(resume) && resume.epoch === server.epoch && resume.seq <= server.log.length && random() > 0.1;
       socket.greeted = true;
       socket.toClient.push({
-        type: "welcome", session_id: "s-1", epoch: server.epoch, seq: server.log.length, alert_seq: server.alerts.length, resumed,
+        type: "welcome", session_id: "s-1", user: { user_id: "me" }, epoch: server.epoch, seq: server.log.length, alert_seq: server.alerts.length, resumed,
         replay: resumed ? server.log.length - resume.seq : 0, gap_reason: resumed ? null : "first", heartbeat: { interval_s: 10, timeout_s: 10 },
       });
       if (resumed) socket.toClient.push(...server.log.slice(resume.seq), ...server.alerts.slice(resume.alert_seq));
-      else socket.toClient.push({ type: "snapshot", open_responses: server.open.map((id) => ({ response_id: `r-${id}`, client_msg_id: id })) });
+      else socket.toClient.push({ type: "snapshot", open_responses: server.open.map((id) => ({ response_id: `r-${id}`, client_msg_id: id })), open_alerts: [...server.openAlerts.keys()].map((alert_id) => ({ alert_id })) });
+    } else if (frame.type === "alert_response" && frame.answer === "delivered") {
+      server.got.set(frame.alert_id, (server.got.get(frame.alert_id) ?? new Set()).add(frame.client_msg_id));
+    } else if (frame.type === "alert_response") {
+      const id = frame.client_msg_id;
+      if (server.taken.has(id)) {
+        expect(server.taken.get(id) === JSON.stringify(frame), "a resent answer has another body");
+        tell({ type: "accepted", client_msg_id: id, alert_id: frame.alert_id, duplicate: true });
+      } else if (!server.openAlerts.has(frame.alert_id)) {
+        tell({ type: "error", code: "alert_closed", retryable: false, client_msg_id: id });
+      } else if (random() < 0.1) {
+        tell({ type: "error", code: "internal", retryable: true, retry_after_ms: 500, client_msg_id: id });
+      } else {
+        server.taken.set(id, JSON.stringify(frame));
+        server.openAlerts.get(frame.alert_id).push({ user_id: "me", answer: frame.answer });
+        if (random() < 0.5) tell({ type: "accepted", client_msg_id: id, alert_id: frame.alert_id });
+        update(frame.alert_id, "delivering", "accepted");
+      }
     } else if (frame.type === "user_message") {
       const id = frame.client_msg_id;
       const known = server.known.get(id);
@@ -180,6 +214,16 @@ async (seed, steps) => {
     alert() {
       tell(raise());
     },
+    respond() {
+      const open = [...server.openAlerts.keys()].filter((id) => alertsHere.has(id) && ![...answersGiven.values()].includes(id));
+      if (!open.length) return;
+      const id = `m-${(ids += 1)}`;
+      answersGiven.set(id, pick(open));
+      perform(client.submit({ type: "alert_response", client_msg_id: id, alert_id: answersGiven.get(id), answer: "accept" }, now));
+    },
+    others() {
+      if (server.openAlerts.size) update(pick([...server.openAlerts.keys()]), random() < 0.3 ? "resolved" : "delivering", "receipts");
+    },
     time() {
       now += Math.floor(random() * 4_000);
       perform(client.tick(now));
@@ -231,11 +275,13 @@ async (seed, steps) => {
   for (let step = 0; step < steps; step += 1) {
     const table = random() < 0.14 ? faults : moves;
     pick(Object.values(table))();
+    while (queued.length) queued.shift()();
   }
   let closing = 0;
   // The weather clears: everything in flight arrives, every question is answered.
   for (let step = 0; step < 4_000; step += 1) {
     moves.token();
+    while (queued.length) queued.shift()();
     if (socket && (!socket.open || socket.toServer.length)) moves.up();
     else if (socket?.toClient.length) moves.down();
     else if (server.open.length) moves.answer();
@@ -245,7 +291,7 @@ async (seed, steps) => {
       moves.alert();
       const marker = append({ type: "context" });
       tell(marker);
-    } else if (client.phase === "live" && [...client.outbox.values()].every((entry) => entry.status === "answered")) break;
+    } else if (client.phase === "live" && [...client.outbox.values()].every((entry) => entry.status === "answered") && !queued.length) break;
     else moves.sleep();
   }
   expect(client.phase === "live", `ends ${client.phase} instead of live`);
@@ -258,6 +304,12 @@ async (seed, steps) => {
   expect(JSON.stringify(asked) === JSON.stringify(firstSent), "questions were first sent in another order than asked");
   for (let seq = alertFloor + 1; seq <= server.alerts.length; seq += 1) {
     expect(alertsSeen.has(seq), `alert ${seq} was never shown`);
+  }
+  for (const [id, alertId] of answersGiven) {
+    expect(server.taken.has(id) !== gone.has(id) || !server.openAlerts.has(alertId), `answer ${id} to the open ${alertId} is neither taken nor refused`);
+  }
+  for (const alertId of server.openAlerts.keys()) {
+    if (alertsHere.has(alertId)) expect(server.got.get(alertId)?.size === 1, `the receipt of ${alertId} came under ${server.got.get(alertId)?.size ?? 0} ids`);
   }
   expect(cursor.epoch === server.epoch && cursor.seq === server.log.length, "the cursor does not stand at the end of the log");
   expect(client.outbox.size === 0, "the outbox is not empty");
