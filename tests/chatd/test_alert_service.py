@@ -334,8 +334,10 @@ async def test_accept_against_a_step_on_two_gateways_is_one_state(make: Make, le
     for events in by_alert.values():
         assert events[0] == "raised"
         assert events[-2:] == ["accepted", "resolved"]
-        # Whatever came before the acceptance, nothing rings after it, and no step is taken twice.
-        assert len(events[1:-2]) == len(set(events[1:-2]))
+        # Whatever came before the acceptance, nothing rings after it. The first step's role is held by nobody, so the
+        # second may follow it at once; neither is taken twice.
+        assert events.count("escalated") <= 2
+        assert events.count("repeated") <= 1
     told = sorted(each.alert_seq for node in nodes for _, each in node.told)
     assert told == list(range(1, len(log) + 1))
 
