@@ -239,6 +239,10 @@ class Pool:
         self.department = department
         self.head: int | None = None
         self.rung = 0
+        #: The oldest event that the ledger held at the last look.
+        self.first_seq = 1
+        #: The open alerts, read when the head was the number beside them.
+        self.open_at: tuple[int, tuple[SystemNotification, ...]] | None = None
         self.must_check = True
         self._wake = wake
         self._fast: dict[Member, None] = {}
@@ -310,13 +314,14 @@ class Pool:
 
     # --- what happens ---
 
-    def learn(self, last_seq: int) -> None:
-        """The ledger's log ends here, or ended here a moment ago."""
+    def learn(self, span: Span) -> None:
+        """What the ledger's log holds, or held a moment ago."""
+        self.first_seq = max(self.first_seq, span.first_seq)
         if self.head is None:
-            self.head = last_seq
+            self.head = span.last_seq
             for member in self.behind:
                 self.settle(member)
-        self.heard(last_seq)
+        self.heard(span.last_seq)
 
     def heard(self, alert_seq: int) -> None:
         """There is an event of this number; what is not known here is to be read."""
@@ -537,6 +542,7 @@ class Pools:
         self._reads: set[asyncio.Task[Any]] = set()
         self._spans: dict[str, _Shared[Span]] = {}
         self._open: dict[str, _Shared[tuple[SystemNotification, ...]]] = {}
+        #: The last read failed; until then newcomers do not wait for another one.
         self._away_until_ms: int | None = None
 
     def __getitem__(self, department: str) -> Pool | None:
@@ -599,23 +605,39 @@ class Pools:
 
     # --- what newcomers ask ---
 
-    async def span(self, department: str) -> Span | None:
-        """What the department's log holds, read after this was called; None: the ledger does not answer."""
+    async def span(self, department: str, *, at_least: int = 0) -> Span | None:
+        """What the department's log holds for one that has joined; None: the ledger does not answer.
+
+        While this node knows the log, it is asked nothing: what the ledger has beyond the head comes after the head to
+        this phone as to all others.
+
+        Args:
+            at_least: Where the phone says it stands; beyond the head, the ledger is asked after this was called.
+        """
         if self._away_until_ms is not None and self._clock.monotonic_ms() < self._away_until_ms:
             return None
+        known = self._pools.get(department)
+        if known is not None and known.head is not None and at_least <= known.head and self._away_until_ms is None:
+            return Span(first_seq=known.first_seq, last_seq=known.head)
         shared = self._spans.setdefault(department, _Shared(lambda: self._alerts.span(department), self._reads))
         span = await shared.get()
         self._answered(span is not None)
         pool = self._pools.get(department)
         if span is not None and pool is not None:
-            pool.learn(span.last_seq)
+            pool.learn(span)
         return span
 
     async def open_alerts(self, department: str) -> tuple[SystemNotification, ...] | None:
-        """The alerts that are not closed, read after this was called; None: the ledger does not answer."""
+        """The alerts that are not closed, as new as this node's head; None: the ledger does not answer."""
+        pool = self._pools.get(department)
+        head = None if pool is None else pool.head
+        if pool is not None and pool.open_at is not None and pool.open_at[0] == head:
+            return pool.open_at[1]
         shared = self._open.setdefault(department, _Shared(lambda: self._alerts.open_alerts(department), self._reads))
         found = await shared.get()
         self._answered(found is not None)
+        if found is not None and pool is not None and head is not None:
+            pool.open_at = head, found
         return found
 
     def _answered(self, has_answered: bool) -> None:
@@ -698,14 +720,16 @@ class Pools:
     async def _look(self, pool: Pool) -> None:
         """Read what has been recorded after the head, if there may be something."""
         if pool.head is None:
-            pool.learn((await self._alerts.span(pool.department)).last_seq)
+            pool.must_check = True
+        if pool.must_check:
+            pool.must_check = False
+            pool.learn(await self._alerts.span(pool.department))
             self._answered(True)
         if not pool.knows_open:
-            for notification in await self._alerts.open_alerts(pool.department):
+            for notification in await self.open_alerts(pool.department) or ():
                 pool.note(notification)
             pool.knows_open = True
-        while pool.must_check or pool.rung > cast(int, pool.head):
-            pool.must_check = False
+        while pool.rung > cast(int, pool.head):
             wanted, head = pool.rung, cast(int, pool.head)
             found = await self._alerts.since(pool.department, head, PAGE)
             self._answered(True)

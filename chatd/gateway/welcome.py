@@ -109,12 +109,12 @@ async def _alerts(connection: Connection, hello: Hello) -> AlertPlan:
     pools = connection.node.pools
     if pools is None:
         return AlertPlan(after=0, last_seq=0)
-    span = await pools.span(connection.department)
+    stands_at = 0 if hello.resume is None else hello.resume.alert_seq
+    span = await pools.span(connection.department, at_least=stands_at)
     if span is not None:
         return alert_plan(hello.resume, first_seq=span.first_seq, last_seq=span.last_seq)
-    after = 0 if hello.resume is None else hello.resume.alert_seq
-    connection.is_stranger = hello.resume is None or not (hello.resume.epoch or after)
-    return AlertPlan(after=after, last_seq=after, is_away=True)
+    connection.is_stranger = hello.resume is None or not (hello.resume.epoch or stands_at)
+    return AlertPlan(after=stands_at, last_seq=stands_at, is_away=True)
 
 
 async def _open_alerts(connection: Connection, alerts: AlertPlan) -> tuple[SystemNotification, ...]:
