@@ -14,7 +14,7 @@ import secrets
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol
@@ -22,6 +22,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 import structlog
+from redis.exceptions import RedisError
 
 from chatd import metrics
 from chatd.alerts.model import Raise, Raised, Response
@@ -268,8 +269,11 @@ class Intake:
         hospital: HospitalLayer,
         departments: Sequence[str],
         clock: Clock,
+        on_layer: Callable[[PatientLayer], Awaitable[object]] | None = None,
     ) -> None:
+        """``on_layer``: told of each layer that was put, before the message is answered; what it raises is logged."""
         self._store = store
+        self._on_layer = on_layer
         self._files = files
         self._alerts = alerts
         self._config = config
@@ -356,7 +360,7 @@ class Intake:
             if before is None or msgspec.structs.replace(heard, heard_at=before.heard_at) != before:
                 await asyncio.to_thread(self._files.save, heard)
             if known is None or known.version != layer.version:
-                await self._store.put_patient(layer)
+                await self._put(layer)
             self._remember(message.patient_id)
             await self._pay(heard)
         return (*message.problems, *hearing.problems)
@@ -375,6 +379,16 @@ class Intake:
             return None
         # Nothing invented is merged with what a hospital sends.
         return None if is_of_demo(known) else known
+
+    async def _put(self, layer: PatientLayer) -> None:
+        layer = await self._store.put_patient(layer)
+        if self._on_layer is not None:
+            try:
+                await self._on_layer(layer)
+            except (ChatdError, RedisError, OSError, TimeoutError) as error:
+                # The record is right; that an answer was older than it could not be told.
+                metrics.HL7_FAULTS.labels("stale").inc()
+                log.warning("hl7_stale_not_told", error=error_name(error))
 
     # --- alerts ---
 
@@ -490,7 +504,7 @@ class Intake:
                     log.error("hl7_patient_conflict", file=self._files.name(patient_id))
                 else:
                     if known is None or known.version != layer.version:
-                        await self._store.put_patient(layer)
+                        await self._put(layer)
                 if heard.owed:
                     self._remember(patient_id)
                     try:

@@ -37,6 +37,8 @@ from chatd.ledger.day_keys import DayKeys
 from chatd.logs import error_name
 from chatd.places import Places
 from chatd.records import configured
+from chatd.replies.sessions import Sessions
+from chatd.replies.stale import Rests
 from chatd.settings import Settings
 from context import fhir
 from context.hl7_files import FOLDER_NAME, HeardFiles
@@ -338,6 +340,16 @@ async def _serve(settings: Settings, places: Places, where: Where, policies: Pol
     )
     alerts.is_department = Departments(store).has
     bell = _Bell(redis, node_id)
+    ttl_ms = round(settings.session_timeout_s * 1000)
+    sessions = Sessions(
+        redis,
+        sealer,
+        sealer.derive("client-message-digest"),
+        node_id=node_id,
+        ttl_ms=ttl_ms,
+        max_events=settings.session_log_events,
+    )
+    rests = Rests(redis, sealer, ttl_ms=ttl_ms)
     alerts.on_recorded = bell.ring
     intake = Intake(
         store=store,
@@ -347,6 +359,7 @@ async def _serve(settings: Settings, places: Places, where: Where, policies: Pol
         hospital=found.hospital,
         departments=departments,
         clock=clock,
+        on_layer=lambda layer: rests.tell(sessions, layer, clock.now()),
     )
     server = MllpServer(intake, config=config)
     stopped = asyncio.Event()
