@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import get_args
@@ -122,6 +124,17 @@ def test_board_table_is_whole() -> None:
 def test_board_ringing_events_bring_the_alert() -> None:
     """What rings is sent with the alert's words, never as an update that a phone could not show."""
     assert RINGING < NOTIFYING <= set(get_args(Event))
+
+
+def test_board_never_waits() -> None:
+    """An interpreter that imports the rules has no event loop, no Redis, no database and no web server."""
+    script = (
+        "import sys, chatd.alerts.board, chatd.alerts.reach, chatd.alerts.policies\n"
+        "unwanted = {'asyncio', 'redis', 'sqlalchemy', 'starlette', 'uvicorn', 'structlog'}\n"
+        "print(','.join(sorted(unwanted & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
 # --- ringing and escalation ---------------------------------------------------------------------------------
