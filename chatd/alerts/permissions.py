@@ -75,5 +75,9 @@ ONLOOKERS: Final = frozenset({"observer", "student", "board", "push", "device", 
 
 
 def may_answer(roles: Iterable[str]) -> bool:
-    """Whether somebody with these roles may accept, decline or end an alert. Receipts are everybody's."""
-    return any(role not in ONLOOKERS for role in roles)
+    """Whether somebody with these roles may accept, decline or end an alert. Receipts are everybody's.
+
+    A person whose token names no role was called as one of the department, and may come.
+    """
+    held = set(roles)
+    return not held or not held <= ONLOOKERS

@@ -53,6 +53,8 @@ log = structlog.get_logger(__name__)
 SWEEP_S: Final = 1.0
 #: Timers taken in one round, each in a transaction of its own: answers wait between them, not behind all.
 SWEEP_ALERTS: Final = 64
+#: A step that a refusal has made due at once is taken after this.
+_AT_ONCE_S: Final = 0.005
 #: Alerts that could not be dealt with, in one round; more of them are one fault, and not each alert's own.
 MAX_FAILED: Final = 64
 #: Receipts are gathered for this long, and one alert's are written once in the other at most.
@@ -407,8 +409,8 @@ class Alerts:
                 step=alert.step,
                 is_drill=alert.is_drill,
             )
-        now = self.now()
-        if any(timer.due_at <= now for timer in outcome.timers):
+        soon = self.now() + timedelta(seconds=_AT_ONCE_S)
+        if any(timer.due_at <= soon for timer in outcome.timers):
             self._is_due.set()
         if outcome.recorded:
             self.on_recorded(alert.department, outcome.recorded)
@@ -433,14 +435,19 @@ class Alerts:
     async def _keep_time(self) -> None:
         while True:
             metrics.ALERT_CLOCK_STEPPED.set(self.steady.is_stepped)
+            # Cleared before the sweep: what becomes due while it runs must not wait for the next one.
+            self._is_due.clear()
             try:
                 await self.sweep(self.now())
             except LedgerUnavailable as error:
                 log.warning("alerts_not_swept", error=error_name(error))
-            self._is_due.clear()
+                await asyncio.sleep(SWEEP_S)
+                continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SWEEP_S):
                     await self._is_due.wait()
+                # What is due now is due at the next whole millisecond of the ledger.
+                await asyncio.sleep(_AT_ONCE_S)
 
     async def sweep(self, now: datetime) -> int:
         """Take what is due at ``now``, at most ``SWEEP_ALERTS``, each in a transaction of its own; gives how many.

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from chatd.actions.catalogue import alert_of
 from chatd.actions.rules import Proposal
 from chatd.alerts.model import RECEIPTS, Raise, Response
 from chatd.alerts.permissions import may_answer, may_raise, raiser
-from chatd.alerts.presence import Availed
+from chatd.alerts.presence import MAX_STATE_S, Availed
 from chatd.clock import iso_ms
 from context.store import ContextStore, StoreError
 from protocols.errors import ErrorCode, RemoteProtocolError
@@ -128,14 +128,17 @@ async def set_presence(connection: Connection, frame: PresenceSet) -> None:
     """Note what the person is available for. A delegate is asked by an alert, and covers from their acceptance on.
 
     Raises:
-        RemoteProtocolError: bad_request for a time that is over, or a delegate who cannot be one.
+        RemoteProtocolError: bad_request for a time that is over or half a day away, or a delegate who cannot be one.
         PresenceUnavailable, LedgerUnavailable: sent again under the same ``client_msg_id``, nobody is asked twice.
     """
     alerts, user_id = connection.node.alerts, connection.user_id
     now = alerts.now()
     until = None if frame.until is None else parse_time(frame.until)
-    if until is not None and until <= now:
-        raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "until: is over")
+    longest = now + timedelta(seconds=MAX_STATE_S)
+    if until is not None and not now < until <= longest:
+        raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "until: within the next 12 hours")
+    if until is None and frame.state != "available":
+        until = longest  # told in the answer: a state that is forgotten ends by itself
     if frame.delegate_to is not None and (frame.state == "available" or frame.delegate_to == user_id):
         raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "delegate_to: somebody else, while you are not available")
     before = await alerts.presence.state_of(user_id)
@@ -163,7 +166,9 @@ async def _ask(
     alerts, delegate = connection.node.alerts, frame.delegate_to
     timed, untimed = _COVER_TEXT["pt" if connection.lang.lower().startswith("pt") else "en"]
     name = _principal(connection).name
-    text = untimed if availed.until is None else timed.format(name=name, until=f"{availed.until:%H:%M} UTC")
+    # As the frame has it: sent again, it must be the same request.
+    until = None if frame.until is None else parse_time(frame.until)
+    text = untimed.format(name=name) if until is None else timed.format(name=name, until=f"{until:%H:%M} UTC")
     raised = await alerts.raise_(
         Raise(
             key=f"{_SERVER}cover:{frame.client_msg_id or secrets.token_hex(8)}",
@@ -171,7 +176,7 @@ async def _ask(
             department=connection.department,
             to=AlertTarget(user=delegate),
             priority="normal",
-            content=text.format(name=name),
+            content=text,
             requires_action=True,
         ),
         now,

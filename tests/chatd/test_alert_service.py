@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from chatd import tasks
-from chatd.alerts.model import Raise, Recorded, Response
+from chatd.alerts.model import Priority, Raise, Recorded, Response
+from chatd.alerts.permissions import PRIORITIES, RIGHTS, may_answer, may_raise, raiser
 from chatd.alerts.policies import Policies
 from chatd.alerts.presence import Availed, Here, Presence, PresenceUnavailable, Present
 from chatd.alerts.service import Alerts, _Receipts
@@ -218,6 +221,16 @@ async def test_raise_with_a_dedup_key_joins_the_open_alert(make: Make) -> None:
     assert third.alert_id != first.alert_id
 
 
+async def test_raise_in_a_storm_is_bundled(make: Make) -> None:
+    """A sender that raises the same trouble again and again rings once a minute's first five and joins the rest."""
+    node = await make()
+    for n in range(8):
+        await node.alerts.raise_(command(f"k-{n}", content=f"Pump {n} reports an occlusion"), T0)
+    assert node.events() == ["raised"] * 5 + ["joined"] * 3
+    await node.alerts.raise_(command("k-9", policy="stemi"), T0)
+    assert node.events()[-1] == "raised"
+
+
 async def test_raise_too_often_is_limited_per_raiser(make: Make) -> None:
     """A script in a loop is stopped, is told when to come again, and takes nobody else's alerts with it."""
     node = await make(raises_per_minute=3)
@@ -242,6 +255,43 @@ async def test_raise_on_an_unknown_department_is_refused(make: Make) -> None:
     with pytest.raises(RemoteProtocolError) as refused:
         await node.alerts.raise_(command(), T0)
     assert refused.value.code is ErrorCode.BAD_REQUEST
+
+
+@settings(max_examples=200)
+@given(
+    roles=st.lists(st.sampled_from([*RIGHTS, "observer", "student", "board", "visitor", ""]), max_size=4),
+    departments=st.lists(st.sampled_from(["icu", "surgery"]), max_size=2),
+    priority=st.sampled_from(PRIORITIES),
+)
+def test_rights_are_denied_by_default(roles: list[str], departments: list[str], priority: Priority) -> None:
+    """Only a role of the table raises, up to its priority, elsewhere only if it may; more roles never take a right."""
+    allowed = may_raise(roles, departments, priority=priority, department="icu")
+    rights = [RIGHTS[role] for role in roles if role in RIGHTS]
+    if not rights:
+        assert not allowed
+    if "icu" not in departments and all(right.where == "own" for right in rights):
+        assert not allowed
+    if all(PRIORITIES.index(right.up_to) < PRIORITIES.index(priority) for right in rights):
+        assert not allowed
+    if {"physician", "nurse"} & set(roles):
+        assert allowed
+    if allowed:
+        assert may_raise([*roles, "student"], departments, priority=priority, department="icu")
+        assert may_raise(roles, departments, priority="low", department="icu")
+
+
+def test_raisers_do_not_share_a_name() -> None:
+    """A person whose id looks like a machine's is not that machine; an onlooker answers nothing, a nurse does."""
+    assert raiser("lab", ("service",)) == raiser("service:lab", ("service",)) == "service:lab"
+    assert raiser("service:lab", ("physician",)) != "service:lab"
+    assert raiser("dr.a", ("physician",)) == "dr.a"
+    assert [may_answer(roles) for roles in ((), ("nurse",), ("observer",), ("service",), ("student", "nurse"))] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 # --- what is away -------------------------------------------------------------------------------------------
