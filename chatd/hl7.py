@@ -332,7 +332,7 @@ class Intake:
             "hl7_message",
             control_id=_loggable(header.control_id),
             kind=_loggable(f"{header.kind}-{header.event}"),
-            answer=verdict,
+            verdict=verdict,
             problems=[f"{problem.code} {problem.place()}" for problem in problems[:10]],
             bytes=size_bytes,
             ms=round((time.perf_counter() - begun) * 1000, 1),
