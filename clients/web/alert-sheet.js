@@ -75,6 +75,10 @@ export class AlertSheet extends HTMLElement {
           event.preventDefault();
           if (this._ready()) emit(this, "alert-later", this._key);
         },
+        onclose: () => {
+          // A browser lets nobody be locked in: a second Esc closes it whatever the page says.
+          if (this._key !== null) emit(this, "alert-later", this._key);
+        },
         onpointerdown: () => this._hold(),
         onpointerup: () => this._release(),
         onpointercancel: () => this._release(),
@@ -90,7 +94,9 @@ export class AlertSheet extends HTMLElement {
   _close() {
     this._key = null;
     this._drawn = null;
-    if (this._dialog?.open) this._dialog.close();
+    if (!this._dialog?.open) return;
+    this._dialog.close();
+    emit(this, "sheet-gone", GUARD_MS);
   }
 
   _hold() {

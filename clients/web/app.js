@@ -37,10 +37,12 @@ export function isBoardAddress({ hash, search, pathname }) {
 export class ChatdApp extends HTMLElement {
   connectedCallback() {
     if (this._texts) return;
+    this._isListening ??= false;
     this._texts = new Texts(preferredLanguage(navigator.languages));
     this._server = new Server(this.hasAttribute("base") ? new URL(this.getAttribute("base"), document.baseURI) : undefined);
     this._bell = new Bell();
-    this._listen();
+    if (!this._isListening) this._listen();
+    this._isListening = true;
     this._polite = h("div", { class: "hidden", "aria-live": "polite", "data-live": "polite" });
     this._assertive = h("div", { class: "hidden", "aria-live": "assertive", "data-live": "assertive" });
     this._screen = h("div", { class: "screen" });
@@ -277,6 +279,19 @@ export class ChatdApp extends HTMLElement {
     on("list-alerts", () => openDialog(this, "alert-list", this._view));
     on("raise-alert", () => this._raiseDialog());
     on("alert-later", (key) => change((book) => book.later(key)));
+    // An alert that leaves by itself must not let a tap or a key that was meant for it fall on what was below.
+    on("sheet-gone", (ms) => {
+      this.classList.add("settling");
+      clearTimeout(this._settleTimer);
+      this._settleTimer = setTimeout(() => this.classList.remove("settling"), ms);
+    });
+    this.addEventListener("keydown", (event) => {
+      if (!this.classList.contains("settling") || (event.key !== "Enter" && event.key !== " ")) return;
+      event.preventDefault();
+      event.stopPropagation();
+    }, { capture: true });
+    // Whoever is signed in by another page has not touched this one yet.
+    for (const touch of ["pointerdown", "keydown"]) this.addEventListener(touch, () => this._bell.unlock(), { passive: true });
     on("open-alert", (key) => change((book) => book.open(key)));
     on("alert-seen", (key) => {
       const { book } = this._conversation;
@@ -298,7 +313,7 @@ export class ChatdApp extends HTMLElement {
     const id = Connection.makeId("m");
     if (!book.answer(key, { id, answer, slot, reason, eta_min }, Date.now())) return;
     // Who has taken it goes on seeing it, until they put it away.
-    if (answer === "accept") book.open(key);
+    if (answer === "accept" && book.alerts.get(key).frame.requires_action) book.open(key);
     const frame = { type: "alert_response", client_msg_id: id, alert_id: key, answer };
     for (const [name, value] of Object.entries({ slot, reason, eta_min })) if (value !== null) frame[name] = value;
     this._connection.submit(frame);
@@ -451,7 +466,7 @@ export class ChatdApp extends HTMLElement {
     const conversation = this._conversation;
     const { rung, taken } = conversation;
     conversation.rung = conversation.taken = null;
-    if (rung) this._bell.ring(rung.frame.priority);
+    if (rung && !this._parts.board) this._bell.ring(rung.frame.priority);
     if (taken && !this._parts.board) this._say(this._texts.t("alerts.taken", { by: personName(this._view, taken.by), text: taken.alert.frame.content }), "info");
   }
 

@@ -105,9 +105,17 @@ def iso(at: datetime) -> str:
 # --- the sheet ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lang", ["en-GB", "pt-PT"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 390, 1280, 1600])
+@pytest.mark.parametrize(
+    ("width", "scheme", "lang"),
+    [
+        (320, "light", "pt-PT"),
+        (320, "dark", "en-GB"),
+        (390, "light", "en-GB"),
+        (1280, "light", "en-GB"),
+        (1280, "dark", "pt-PT"),
+        (1600, "light", "pt-PT"),
+    ],
+)
 def test_alert_screens_pass_their_checks(open_page: Open, fake: FakeChatd, width: int, scheme: str, lang: str) -> None:
     """Sheet, reasons, team, list, raising and presence have names, contrast and targets, and fit their width."""
     page = open_page(width=width, lang=lang, scheme=scheme)
@@ -376,7 +384,9 @@ def test_alert_to_tell_only_is_seen(page: Page, fake: FakeChatd) -> None:
     shown = sheet(page)
     expect(shown.locator(".eta")).to_have_count(0)
     shown.get_by_role("button", name="Seen").click()
-    expect(shown).to_contain_text("You have seen it")
+    expect(page.locator(".sheet[open]")).to_have_count(0)
+    page.locator("alert-strip button").click()
+    expect(page.locator("alert-list .alert-row")).to_contain_text("You have seen it")
 
 
 def test_alert_by_keyboard_alone(page: Page, fake: FakeChatd) -> None:
@@ -451,6 +461,32 @@ def test_raised_alert_is_stood_down_by_who_raised_it(page: Page, fake: FakeChatd
     assert answers(fake) == ["stand_down"]
 
 
+def test_alert_that_leaves_lets_no_tap_fall_through(page: Page, fake: FakeChatd) -> None:
+    """A tap and an Enter meant for an alert that another has just taken send nothing that stood below it."""
+    page.locator("#composer-field").fill("half a question")
+    fake.alert(alert_id="al-1", priority="critical", content=TEXT)
+    sheet(page)
+    page.evaluate(
+        """() => {
+            const dialog = document.querySelector(".sheet");
+            window.tapped = new Promise((resolve) => new MutationObserver(() => {
+                if (dialog.open) return;
+                const box = document.querySelector("chat-composer .send").getBoundingClientRect();
+                const below = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+                const key = new KeyboardEvent("keydown", { key: "Enter", bubbles: true, cancelable: true });
+                document.querySelector("#composer-field").dispatchEvent(key);
+                resolve([Boolean(below?.closest("chat-composer")), key.defaultPrevented]);
+            }).observe(dialog, { attributes: true, attributeFilter: ["open"] }));
+        }"""
+    )
+    fake.update_alert(
+        alert_id="al-1", state="in_progress", event="accepted", by="enf.alves", who=(holder("enf.alves", "accept"),)
+    )
+    assert page.evaluate("window.tapped") == [False, True]
+    assert fake.of(f.UserMessage) == []
+    expect(page.locator("#composer-field")).to_have_value("half a question")
+
+
 def test_raise_that_reaches_nobody_says_telephone(page: Page, fake: FakeChatd) -> None:
     """An alert that no phone gets now is not shown as a success."""
     fake.reach = f.Reach(unreachable=("enf.alves",))
@@ -479,8 +515,10 @@ def test_presence_is_set_with_its_end_and_delegate(page: Page, fake: FakeChatd) 
 # --- the wall board -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(320, 640), (390, 844), (1280, 720), (1600, 900)])
+@pytest.mark.parametrize(
+    ("width", "height", "scheme"),
+    [(320, 640, "light"), (390, 844, "dark"), (1280, 720, "light"), (1280, 720, "dark"), (1600, 900, "light")],
+)
 def test_board_shows_critical_alerts_at_every_size(
     open_page: Open, fake: FakeChatd, width: int, height: int, scheme: str
 ) -> None:
