@@ -6,11 +6,12 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import Select, func, select, text
 
 from chatd.alerts.model import Alert, Event, Happened, Person, Recorded, Slot, Span, Timer
 from chatd.ledger import Ledger, LedgerUnavailable, Transaction, alert_rows
@@ -73,6 +74,14 @@ def add(
     tx: Transaction, keys: DayKeys, alert_id: str, *events: Happened, department: str = "cardiology"
 ) -> tuple[Recorded, ...]:
     return alert_rows.append(tx, keys, department, alert_id, [(each, frame) for each in events])
+
+
+def scalar(tx: Transaction, query: Select[tuple[int]]) -> int | None:
+    return tx.connection.execute(query).scalar()
+
+
+def repeat(tx: Transaction, keys: DayKeys, at: datetime) -> tuple[Recorded, ...]:
+    return add(tx, keys, "al_1", happened("repeated", at))
 
 
 def sequences(recorded: Sequence[Recorded]) -> list[int]:
@@ -284,7 +293,7 @@ async def test_append_rolled_back_leaves_nothing(ledger: Ledger, keys: DayKeys) 
         await ledger.transact(fail)
     for table in ("alerts", "alert_people", "alert_events", "alert_timers", "alert_commands", "alert_counters"):
         query = select(func.count()).select_from(metadata.tables[table])
-        assert await ledger.read(lambda tx, q=query: tx.connection.execute(q).scalar()) == 0, table
+        assert await ledger.read(partial(scalar, query=query)) == 0, table
     assert sequences(await ledger.transact(lambda tx: raise_(tx, keys, alert()))) == [1]
     other = DayKeys(SEALER)  # it knows nothing of a key that the failed transaction may have left in memory
     assert await ledger.read(lambda tx: alert_rows.read(tx, other, "al_1")) == alert()
@@ -301,7 +310,7 @@ async def test_append_two_nodes_leave_no_gap(two: tuple[Ledger, Ledger], keys: D
         return taken
 
     results = await asyncio.gather(
-        *(two[number % 2].transact(lambda tx, n=number: step(tx, n)) for number in range(60)), return_exceptions=True
+        *(two[number % 2].transact(partial(step, number=number)) for number in range(60)), return_exceptions=True
     )
     taken = [seq for result in results if isinstance(result, list) for seq in result]
     assert sum(isinstance(result, RuntimeError) for result in results) == 20
@@ -619,7 +628,7 @@ async def test_retire_leaves_only_what_opens(ledger: Ledger, keys: DayKeys) -> N
     """Events dated by a clock that jumped back stay readable, and the log without holes, while later ones stay."""
     await ledger.transact(lambda tx: raise_(tx, keys, alert()))
     for at in (NOW + DAY, NOW - 9 * DAY, NOW + DAY):
-        await ledger.transact(lambda tx, at=at: add(tx, keys, "al_1", happened("repeated", at)))
+        await ledger.transact(partial(repeat, keys=keys, at=at))
     await ledger.transact(lambda tx: alert_rows.retire(tx, date(2026, 1, 16)))
     assert await ledger.read(lambda tx: alert_rows.span(tx, "cardiology")) == Span(first_seq=2, last_seq=4)
     found = await ledger.read(lambda tx: alert_rows.since(tx, DayKeys(SEALER), "cardiology", 1, 9))
