@@ -76,7 +76,7 @@ def add(
     return alert_rows.append(tx, keys, department, alert_id, [(each, frame) for each in events])
 
 
-def scalar(tx: Transaction, query: Select[tuple[int]]) -> int | None:
+def scalar(tx: Transaction, query: Select[int]) -> int | None:
     return tx.connection.execute(query).scalar()
 
 
