@@ -408,7 +408,7 @@ export function rank(alert) {
  *
  * `fits(density, count)` says whether `count` alerts of a list fit at a density (0 is the largest type). Returns
  * {density, count} with count at least `critical`: type shrinks before an alert is left out, and only others than
- * critical ones are left out.
+ * critical ones are left out. What fits is asked a few times only, since each time the browser lays the board out.
  */
 export function boardPlan(total, critical, densities, fits) {
   for (let density = 0; density < densities; density += 1) {
@@ -417,9 +417,13 @@ export function boardPlan(total, critical, densities, fits) {
   const last = densities - 1;
   // The type a board keeps for what it leaves out: one size above the smallest, if the critical ones fit there.
   for (let density = Math.max(0, last - 1); density <= last; density += 1) {
-    for (let count = total - 1; count >= critical; count -= 1) {
-      if (count > 0 && fits(density, count)) return { density, count };
+    let [low, high] = [Math.max(1, critical) - 1, total - 1]; // the most that fit lie in (low, high], or nothing does
+    while (low < high) {
+      const middle = Math.ceil((low + high) / 2);
+      if (fits(density, middle)) low = middle;
+      else high = middle - 1;
     }
+    if (low >= Math.max(1, critical)) return { density, count: low };
   }
   return { density: last, count: critical };
 }

@@ -15,11 +15,17 @@ export class WallBoard extends HTMLElement {
   show(view) {
     this._view = view;
     if (!this._list) this._build();
-    this._draw();
+    // Once for all events of a frame: a storm of alerts must not keep the board from showing any.
+    this._frame ??= requestAnimationFrame(() => {
+      this._frame = null;
+      if (this.isConnected) this._draw();
+    });
   }
 
   disconnectedCallback() {
     this._sizes?.disconnect();
+    cancelAnimationFrame(this._frame);
+    this._frame = null;
   }
 
   tick() {
