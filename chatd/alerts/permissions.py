@@ -36,6 +36,10 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "anaesthetist": _TREATS,
     "intensivist": _TREATS,
     "cardiologist": _TREATS,
+    "neurologist": _TREATS,
+    "anaesthesiologist": _TREATS,
+    "emergency_physician": _TREATS,
+    "charge_doctor": _TREATS,
     "nurse": _TREATS,
     "charge_nurse": _TREATS,
     "midwife": _TREATS,
@@ -45,6 +49,7 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "pharmacist": Right("high", "any"),
     "technician": Right("critical", "own"),
     "radiographer": Right("critical", "own"),
+    "cath_lab_technician": Right("critical", "own"),
     "clerk": Right("normal", "own"),
     # The laboratory's critical results come from a machine; which departments it may call stands in its token.
     SERVICE: Right("critical", "own"),

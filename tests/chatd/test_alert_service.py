@@ -280,6 +280,14 @@ def test_rights_are_denied_by_default(roles: list[str], departments: list[str], 
         assert may_raise(roles, departments, priority="low", department="icu")
 
 
+def test_whoever_has_a_place_in_a_team_may_call_one() -> None:
+    """No policy names a role, in a team or as being in charge, that the table of rights has forgotten."""
+    named = {role for policy in Policies().all() for role in policy.stand_down}
+    for policy in Policies().all():
+        named |= {role for slot in policy.slots for role in (*slot.roles, *slot.roles_named)}
+    assert {role for role in named if not may_raise((role,), ("icu",), priority="critical", department="icu")} == set()
+
+
 def test_raisers_do_not_share_a_name() -> None:
     """A person whose id looks like a machine's is not that machine; an onlooker answers nothing, a nurse does."""
     assert raiser("lab", ("service",)) == raiser("service:lab", ("service",)) == "service:lab"
