@@ -1,5 +1,5 @@
 # chatd: `make run` shows it, `make test` proves it, `make help` lists the rest.
-.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-page test-inference test-vllm check faults faults-inference bench bench-inference clean
+.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-page test-inference test-vllm check faults faults-inference bench bench-inference bench-fanout clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ bench: dev ## measure accepted, facts, memory and CPU with 200 connections
 bench-inference: dev ## measure engine and whole path against mlx-lm itself, as ratios
 	@scripts/system-packages
 	@.venv/bin/python loadtest/bench/inference.py $(ARGS)
+
+bench-fanout: dev ## measure one alert to all phones beside nginx with nchan, mosquitto, Node and a plain loop
+	@scripts/bench-peers
+	@.venv/bin/python loadtest/bench/fanout.py $(ARGS)
 
 clean: ## remove what the targets made (not the data directory)
 	@rm -rf .venv .venv-vllm out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
