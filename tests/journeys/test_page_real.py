@@ -115,3 +115,32 @@ def test_page_resumes_after_a_lost_network(page: Page, network: Relay) -> None:
     answered(page, 2)
     expect(page.locator("facts-card")).to_have_count(2)
     shoot(page, "8-resumed")
+
+
+def test_page_raises_an_alert_that_a_colleague_accepts(page: Page, network: Relay) -> None:
+    """Raised on one phone it comes up on another; the acceptance is on both, with its name and time of arrival."""
+    begin(page)
+    assert page.context.browser is not None
+    other = page.context.browser.new_page(viewport={"width": 390, "height": 844}, locale="en-GB")
+    other.set_default_timeout(15_000)
+    other.goto(network.url)
+    other.locator("input[value='nurse.almeida.cardio']").check()
+    other.locator("chatd-sign-in button[type=submit]").click()
+    expect(other.locator("status-line.is-live")).to_be_visible()
+    page.locator("[data-key=raise]").click()
+    page.locator("raise-dialog textarea").fill("Second pair of hands, room 3")
+    page.locator("[data-key=raise-go]").click()
+    expect(page.locator("raise-dialog")).to_contain_text("Raised: the server has it.")
+    expect(page.locator("raise-dialog .reach")).to_contain_text("online")
+    shoot(page, "8-raised")
+    page.locator("[data-key=raise-close]").click()
+    sheet = other.locator(".sheet[open]:not([data-guarded])")
+    expect(sheet).to_contain_text("Second pair of hands, room 3")
+    expect(sheet).to_contain_text("Record")
+    sheet.get_by_role("button", name="5 min", exact=True).click()
+    sheet.get_by_role("button", name="Accept").click()
+    expect(other.locator(".sheet")).to_contain_text("You accepted")
+    shoot(other, "9-accepted")
+    page.locator("alert-strip button").click()
+    expect(page.locator("alert-list .alert-row")).to_contain_text("Has it: nurse.almeida.cardio (there at")
+    other.close()
