@@ -267,7 +267,7 @@ def commands_of(capsys: pytest.CaptureFixture[str], *words: str) -> Iterator[tup
     if inner is None:
         yield words
         return
-    for name in re.findall(r"^ {4}([a-z]+)", inner[1], flags=re.MULTILINE):
+    for name in re.findall(r"^ {4}([a-z][a-z0-9]*)", inner[1], flags=re.MULTILINE):
         yield from commands_of(capsys, *words, name)
 
 
@@ -280,7 +280,7 @@ def test_readme_has_every_command_and_option(capsys: pytest.CaptureFixture[str])
     told = {}
     for row in table(README, "command", "what it does"):
         (usage,) = code(row[0])
-        words = re.match(r"chatd ((?:[a-z]+ ?)+)", usage)
+        words = re.match(r"chatd ((?:[a-z][a-z0-9]* ?)+)", usage)
         assert words is not None, usage
         told[tuple(words[1].split())] = options_in(usage)
     there = {words: options_in(help_of(capsys, *words)) for words in commands_of(capsys)}
@@ -297,7 +297,7 @@ def test_commands_on_pages_exist(name: str, capsys: pytest.CaptureFixture[str]) 
     ]
     for usage in shown:
         for call in re.findall(r"(?<![\w/.-])(?:\.venv/bin/)?chatd ([a-z].*)", usage):
-            words = tuple(re.findall(r"[a-z]+", re.split(r" [^a-z]|$", call)[0]))
+            words = tuple(re.findall(r"[a-z][a-z0-9]*", re.split(r" [^a-z]|$", call)[0]))
             known = [command for command in there if words[: len(command)] == command]
             assert known, f"chatd {call}"
             assert options_in(call) <= there[known[0]], f"chatd {call}"
