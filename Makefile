@@ -34,7 +34,7 @@ test-page: dev ## the page in every width, theme and language, with pictures in 
 
 test-inference: dev ## stories over WebSockets and the long suites, with mlx-lm on a small random model
 	@scripts/system-packages
-	@.venv/bin/pytest -m inference $(ARGS)
+	@.venv/bin/python -m tests.blas pytest -m inference $(ARGS)
 
 test-vllm: dev ## the same suites against a real vLLM server on the CPU, in .venv-vllm (4 GB, Linux x86-64)
 	@scripts/setup-vllm

@@ -470,8 +470,9 @@ class Queue(Frame, frozen=True, kw_only=True, tag="queue"):
     """Where a question stands with the model; only on change, positions at most once a second.
 
     ``state``: ``waiting`` at ``position`` (1 is next) for about ``eta_ms``; ``running``; ``stalled``: it is being
-    written and has said nothing for a while; ``restarted``: its worker was lost, what was shown is void, it waits
-    again. ``position`` is 0 where it does not wait or its place is not known.
+    written, and neither words nor a sign of work have come for a while; ``restarted``: its worker was lost or
+    restarted, or its engine failed; what was shown is void, it waits again. ``position`` is 0 where it does not wait
+    or its place is not known.
     """
 
     response_id: str

@@ -45,7 +45,7 @@ from chatd.inference import sections, tiny  # noqa: E402
 from chatd.inference.engine import Delta, Finished, Generation  # noqa: E402
 from chatd.inference.mlx import MlxEngine  # noqa: E402
 from loadtest.bench.questions import usage  # noqa: E402
-from tests.blas import fast_blas  # noqa: E402
+from tests.blas import restart  # noqa: E402
 from tests.chat_client import ChatClient  # noqa: E402
 from tests.server import Hospital, hospital  # noqa: E402
 from tests.vllm.server import MODEL, PYTHON, serving  # noqa: E402
@@ -53,9 +53,10 @@ from tests.vllm.server import MODEL, PYTHON, serving  # noqa: E402
 USERS = (1, 4, 8, 20)
 PARTS = ("engine", "prompts", "path", "vllm")
 ACTIONS = ("schedule_cath_lab", "order_troponin", "page_cardiology")
-#: Prompts of the throughput rounds, in tokens; the answers' bound.
+#: Prompts of the throughput rounds, in tokens; the answers' bound there and on the way through everything.
 PROMPT_TOKENS = 192
 ANSWER_TOKENS = 256
+PATH_ANSWER_TOKENS = 96
 #: The beginning that a department shares, in tokens, and what differs.
 SHARED_TOKENS = 1_500
 OWN_TOKENS = 64
@@ -269,12 +270,13 @@ async def gaps(folder: Path, streams: int, arrivals: int) -> dict[str, float]:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it has started."""
-    listed = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    """A process and all that it has started, without the look itself."""
+    with subprocess.Popen(["ps", "-axo", "pid=,ppid="], stdout=subprocess.PIPE, text=True) as look:
+        listed, _ = look.communicate()
     parents = [tuple(map(int, line.split())) for line in listed.splitlines()]
     found = [pid]
     for each in found:
-        found += [child for child, parent in parents if parent == each]
+        found += [child for child, parent in parents if parent == each and child != look.pid]
     return found
 
 
@@ -345,7 +347,7 @@ async def path(folder: Path, rounds: int, users: Sequence[int], tick: Callable[[
     rows: list[dict[str, Any]] = []
     env = {
         "CHATD_PREFIX_CACHE_BYTES": str(GIB),
-        "CHATD_ANSWER_MAX_TOKENS": str(ANSWER_TOKENS),
+        "CHATD_ANSWER_MAX_TOKENS": str(PATH_ANSWER_TOKENS),
         # Whole records cost a CPU tens of seconds of prefill, which is no part of what is compared.
         "CHATD_PROMPT_BUDGET_TOKENS": "2200",
         "CHATD_MESSAGES_PER_MINUTE": "1000",
@@ -381,7 +383,7 @@ async def asked_directly(client: httpx.AsyncClient, prompt: Sequence[int], gramm
     body = {
         "model": MODEL,
         "prompt": list(prompt),
-        "max_tokens": ANSWER_TOKENS,
+        "max_tokens": PATH_ANSWER_TOKENS,
         "temperature": 0.0,
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -416,7 +418,7 @@ async def vllm_path(folder: Path, rounds: int, users: Sequence[int], tick: Calla
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
     rows = []
     env = {
-        "CHATD_ANSWER_MAX_TOKENS": str(ANSWER_TOKENS),
+        "CHATD_ANSWER_MAX_TOKENS": str(PATH_ANSWER_TOKENS),
         "CHATD_PROMPT_BUDGET_TOKENS": "2200",
         "CHATD_MESSAGES_PER_MINUTE": "1000",
         "CHATD_ENGINE_SLOTS": "20",
@@ -654,10 +656,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="the tiny model, 1 and 8 users, one round")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part; may be given again")
     arguments = parser.parse_args()
-    blas = fast_blas()
-    if blas and os.environ.get("LD_PRELOAD") != blas["LD_PRELOAD"]:
-        # Which library a process computes with is settled when it starts.
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **blas})  # noqa: S606
+    restart(sys.orig_argv[1:])
     arguments.rounds = max(1, min(arguments.rounds, 20))
     figures = asyncio.run(measure(arguments))
     show(figures)
