@@ -33,6 +33,7 @@ from chatd.records import RecordKeeper, configured
 from chatd.replies.following import Follower
 from chatd.replies.runs import Runs
 from chatd.replies.sessions import Sessions
+from chatd.replies.stale import Rests
 from chatd.replies.writing import Writer
 from chatd.settings import Settings
 from context.seal import Sealer
@@ -136,6 +137,7 @@ def _node(
         faults=faults,
         writer=writer,
         watch=watch,
+        rests=Rests(redis, sealer, ttl_ms=round(settings.session_timeout_s * 1000)),
     )
     actions = Actions(
         ledger,

@@ -151,7 +151,10 @@ HL7_ALERTS = Counter(
     "chatd_hl7_alerts_total", "Alerts that HL7 v2 results raised, withdrew or corrected.", ["kind"], registry=REGISTRY
 )
 HL7_FAULTS = Counter(
-    "chatd_hl7_faults_total", "What went wrong with HL7 v2 beside refused messages, by kind.", ["kind"], registry=REGISTRY
+    "chatd_hl7_faults_total",
+    "What went wrong with HL7 v2 beside refused messages, by kind.",
+    ["kind"],
+    registry=REGISTRY,
 )
 HL7_CONNECTIONS = Gauge("chatd_hl7_connections", "Open MLLP connections.", registry=REGISTRY)
 LOG_LINES_DROPPED = Counter(

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import structlog
+from redis.exceptions import RedisError
 
 from chatd import metrics, tasks
 from chatd.actions.rules import Proposal
@@ -28,6 +29,7 @@ from chatd.replies.answer import failed, proposals, respond
 from chatd.replies.facts import FactsResult, build
 from chatd.replies.review import compose_answer, review
 from chatd.replies.sessions import Fenced, Request, SessionLost, Sessions, SessionsUnavailable
+from chatd.replies.stale import Rests, rest_of
 from chatd.replies.wording import say
 from chatd.replies.writing import Unwritten, Writer, Written
 from context.layers import Layers, Message, PendingAction
@@ -40,8 +42,8 @@ from context.store import (
     PatientUnknown,
     StoreUnavailable,
 )
-from protocols.errors import ErrorCode, RemoteProtocolError, error_text
-from protocols.frames import AiResponse, Timing
+from protocols.errors import ChatdError, ErrorCode, RemoteProtocolError, error_text
+from protocols.frames import AiResponse, Facts, Timing
 
 log = structlog.get_logger(__name__)
 
@@ -84,6 +86,7 @@ class Runs:
         faults: FaultPoints,
         writer: Writer | None = None,
         watch: ModelWatch | None = None,
+        rests: Rests | None = None,
     ) -> None:
         self._sessions = sessions
         self._store = store
@@ -95,6 +98,7 @@ class Runs:
         self._faults = faults
         self._writer = writer
         self._watch = watch
+        self._rests = rests
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="facts")
         # Of its own: a review takes ten times as long as facts, for which the next doctor waits.
         self._review_thread = ThreadPoolExecutor(1, thread_name_prefix="review")
@@ -224,6 +228,7 @@ class Runs:
         await self._append(run, f"facts:{run.response_id}", msgspec.json.encode(frame))
         metrics.FACTS_SECONDS.observe((self._clock.monotonic_ms() - started_ms) / 1000)
         self._faults.reached("facts")
+        await self._rest_on(run, frame, layers)
         written = await self._written(run, facts, layers, started_ms)
         answer, proposed = await self._composed(run, facts, layers, written)
         if answer.mode == "normal" and self._watch is not None and self._watch.mode == "slow":
@@ -238,6 +243,27 @@ class Runs:
             return
         metrics.ANSWER_SECONDS.observe(elapsed_ms / 1000)
         await self._remember(run, answer)
+        await self._tell_if_replaced(run)
+
+    async def _rest_on(self, run: Run, frame: Facts, layers: Layers) -> None:
+        """Have the answer watched: whoever brings a new value tells those that rest on the old one."""
+        if self._rests is None or layers.patient is None:
+            return
+        rest = rest_of(frame, layers.patient, key=run.key, epoch=run.epoch, now=run.request.received_at)
+        try:
+            await self._rests.note(layers.patient.patient_id, rest)
+        except (RedisError, OSError, TimeoutError) as error:
+            log.warning("answer_not_watched", response_id=run.response_id, error=error_name(error))
+
+    async def _tell_if_replaced(self, run: Run) -> None:
+        """A value may have come between the reading of the record and the watching of the answer."""
+        if self._rests is None or run.request.patient_id is None:
+            return
+        try:
+            patient = await self._store.patient(run.request.patient_id)
+            await self._rests.tell(self._sessions, patient, self._clock.now())
+        except (ChatdError, RedisError, OSError, TimeoutError) as error:
+            log.warning("answer_not_watched", response_id=run.response_id, error=error_name(error))
 
     async def _written(
         self, run: Run, facts: FactsResult, layers: Layers, started_ms: int
