@@ -29,7 +29,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import httpx
 from rich.console import Console
@@ -53,10 +53,27 @@ from tests.vllm.server import MODEL, PYTHON, serving  # noqa: E402
 USERS = (1, 4, 8, 20)
 PARTS = ("engine", "prompts", "path", "vllm")
 ACTIONS = ("schedule_cath_lab", "order_troponin", "page_cardiology")
-#: Prompts of the throughput rounds, in tokens; the answers' bound there and on the way through everything.
-PROMPT_TOKENS = 192
-ANSWER_TOKENS = 256
-PATH_ANSWER_TOKENS = 96
+
+
+class Shape(NamedTuple):
+    """How much is written and read at a size of model: a CPU takes a hundred times as long for the second one.
+
+    ``prompt_tokens`` and ``answer_tokens`` of the engine's rounds, ``path_tokens`` of an answer through everything,
+    for at most ``path_users``; ``sharing`` users of one beginning.
+    """
+
+    prompt_tokens: int
+    answer_tokens: int
+    path_tokens: int
+    path_users: int
+    sharing: int
+    rounds: int
+
+
+SHAPES: Final[dict[Literal["1m", "100m"], Shape]] = {
+    "1m": Shape(prompt_tokens=192, answer_tokens=256, path_tokens=96, path_users=20, sharing=20, rounds=3),
+    "100m": Shape(prompt_tokens=48, answer_tokens=48, path_tokens=32, path_users=8, sharing=8, rounds=1),
+}
 #: The beginning that a department shares, in tokens, and what differs.
 SHARED_TOKENS = 1_500
 OWN_TOKENS = 64
@@ -90,7 +107,7 @@ def raw(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[tuple[int, ...]],
-    answer_tokens: int = ANSWER_TOKENS,
+    answer_tokens: int,
     caches: list[Any] | None = None,
 ) -> dict[str, float]:
     """The library alone: all prompts as one batch, behind what is in ``caches``."""
@@ -136,7 +153,9 @@ def speed(figures: dict[str, float]) -> float:
     return figures["tokens"] / figures["cpu_s"]
 
 
-async def throughput(folder: Path, rounds: int, users: Sequence[int], tick: Callable[[], None]) -> list[dict[str, Any]]:
+async def throughput(
+    folder: Path, shape: Shape, rounds: int, users: Sequence[int], tick: Callable[[], None]
+) -> list[dict[str, Any]]:
     """The engine against the library, plain and under the grammar; the median of ``rounds`` alternating rounds."""
     from mlx_lm import load
 
@@ -151,7 +170,7 @@ async def throughput(folder: Path, rounds: int, users: Sequence[int], tick: Call
             plain_ratios, grammar_ratios = [], []
             raw_speeds = []
             for turn in range(rounds + 1):
-                prompts = [ids(PROMPT_TOKENS, seed=turn * 1_000 + n, vocabulary=vocabulary) for n in range(count)]
+                prompts = [ids(shape.prompt_tokens, seed=turn * 1_000 + n, vocabulary=vocabulary) for n in range(count)]
 
                 def generations(kind: str, prompts: Sequence[tuple[int, ...]] = prompts) -> list[Generation]:
                     return [
@@ -159,12 +178,12 @@ async def throughput(folder: Path, rounds: int, users: Sequence[int], tick: Call
                             id=f"{kind}-{n}",
                             segments=(prompt,),
                             grammar=grammar if kind == "grammar" else None,
-                            max_tokens=ANSWER_TOKENS,
+                            max_tokens=shape.answer_tokens,
                         )
                         for n, prompt in enumerate(prompts)
                     ]
 
-                library = raw(model, tokenizer, prompts)
+                library = raw(model, tokenizer, prompts, shape.answer_tokens)
                 plain = await batch(engine, generations("plain"))
                 held = await batch(engine, generations("grammar"))
                 tick()
@@ -335,7 +354,9 @@ async def whole_path(place: Hospital, users: int, turn: str, also: Sequence[int]
     }
 
 
-async def path(folder: Path, rounds: int, users: Sequence[int], tick: Callable[[], None]) -> list[dict[str, Any]]:
+async def path(
+    folder: Path, shape: Shape, rounds: int, users: Sequence[int], tick: Callable[[], None]
+) -> list[dict[str, Any]]:
     """Everything between two sockets against the library with prompts and answers of the same lengths.
 
     As it runs in a hospital, with the department's beginning at hand; the library gets a cache of the same length.
@@ -347,9 +368,11 @@ async def path(folder: Path, rounds: int, users: Sequence[int], tick: Callable[[
     rows: list[dict[str, Any]] = []
     env = {
         "CHATD_PREFIX_CACHE_BYTES": str(GIB),
-        "CHATD_ANSWER_MAX_TOKENS": str(PATH_ANSWER_TOKENS),
+        "CHATD_ANSWER_MAX_TOKENS": str(shape.path_tokens),
         # Whole records cost a CPU tens of seconds of prefill, which is no part of what is compared.
         "CHATD_PROMPT_BUDGET_TOKENS": "2200",
+        # One step of the larger model takes this CPU seconds; the canary waits for its turn among them.
+        "CHATD_MODEL_DOWN_S": "120",
         "CHATD_MESSAGES_PER_MINUTE": "1000",
         "CHATD_ENGINE_SLOTS": str(max(users) + 1),
         "CHATD_ENGINE_RESERVED_SLOTS": "1",
@@ -378,12 +401,12 @@ async def path(folder: Path, rounds: int, users: Sequence[int], tick: Callable[[
 # --- vLLM ---------------------------------------------------------------------------------------------------
 
 
-async def asked_directly(client: httpx.AsyncClient, prompt: Sequence[int], grammar: str) -> int:
+async def asked_directly(client: httpx.AsyncClient, prompt: Sequence[int], grammar: str, max_tokens: int) -> int:
     """One streamed completion as any client of vLLM asks for it, its frames read; returns the tokens written."""
     body = {
         "model": MODEL,
         "prompt": list(prompt),
-        "max_tokens": PATH_ANSWER_TOKENS,
+        "max_tokens": max_tokens,
         "temperature": 0.0,
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -399,17 +422,21 @@ async def asked_directly(client: httpx.AsyncClient, prompt: Sequence[int], gramm
     return int(tokens)
 
 
-async def direct(url: str, pids: Sequence[int], prompts: Sequence[Sequence[int]], grammar: str) -> dict[str, float]:
+async def direct(
+    url: str, pids: Sequence[int], prompts: Sequence[Sequence[int]], grammar: str, max_tokens: int
+) -> dict[str, float]:
     """All prompts at once at the server itself; CPU is the server's alone."""
     transport = httpx.AsyncHTTPTransport(uds=url.removeprefix("unix:"))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=MOST_WAIT_S) as client:
         begin, begin_s = spent_s(pids), time.perf_counter()
-        tokens = await asyncio.gather(*(asked_directly(client, prompt, grammar) for prompt in prompts))
+        tokens = await asyncio.gather(*(asked_directly(client, prompt, grammar, max_tokens) for prompt in prompts))
         wall_s = time.perf_counter() - begin_s
     return {"tokens": float(sum(tokens)), "cpu_s": spent_s(pids) - begin, "wall_s": wall_s}
 
 
-async def vllm_path(folder: Path, rounds: int, users: Sequence[int], tick: Callable[[], None]) -> list[dict[str, Any]]:
+async def vllm_path(
+    folder: Path, shape: Shape, rounds: int, users: Sequence[int], tick: Callable[[], None]
+) -> list[dict[str, Any]]:
     """Everything between two sockets with a vLLM server behind it, against the server alone.
 
     Both write under a department's grammar; the prompts of the direct side are as long as chatd's, and as much of
@@ -418,8 +445,10 @@ async def vllm_path(folder: Path, rounds: int, users: Sequence[int], tick: Calla
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
     rows = []
     env = {
-        "CHATD_ANSWER_MAX_TOKENS": str(PATH_ANSWER_TOKENS),
+        "CHATD_ANSWER_MAX_TOKENS": str(shape.path_tokens),
         "CHATD_PROMPT_BUDGET_TOKENS": "2200",
+        # One step of the larger model takes this CPU seconds; the canary waits for its turn among them.
+        "CHATD_MODEL_DOWN_S": "120",
         "CHATD_MESSAGES_PER_MINUTE": "1000",
         "CHATD_ENGINE_SLOTS": "20",
         "CHATD_ENGINE_RESERVED_SLOTS": "0",
@@ -438,8 +467,8 @@ async def vllm_path(folder: Path, rounds: int, users: Sequence[int], tick: Calla
                     own = [ids(own_tokens, seed=1_000 * turn + n, vocabulary=vocabulary) for n in range(count)]
                     grammar = sections.grammar(ACTIONS)
                     if turn == 0:
-                        await direct(url, server, [shared], grammar)  # the cache, as chatd's prompts have it
-                    alone = await direct(url, server, [shared + each for each in own], grammar)
+                        await direct(url, server, [shared], grammar, 1)  # the cache, as chatd's prompts have it
+                    alone = await direct(url, server, [shared + each for each in own], grammar, shape.path_tokens)
                     tick()
                     if turn:
                         wall_ratios.append(through["tokens"] / through["wall_s"] / (alone["tokens"] / alone["wall_s"]))
@@ -491,54 +520,47 @@ GOALS: Final[dict[str, float]] = {
 
 
 def show(figures: dict[str, Any]) -> None:
+    """Print what there is."""
     console = Console()
     for size, part in figures["models"].items():
-        table = Table(title=f"{size} model: tokens per CPU second as a ratio to mlx_lm.batch_generate")
-        heads = ("users", "library tok/CPU s", "engine", "engine, grammar", "whole path, grammar")
-        for head in heads:
-            table.add_column(head, justify="right")
-        paths = {row["users"]: row for row in part.get("path", [])}
-        for row in part["throughput"]:
-            through = paths.get(row["users"], {})
-            table.add_row(
-                str(row["users"]),
-                f"{row['raw_tokens_per_cpu_s']:.0f}",
-                f"{row['plain']:.2f}",
-                f"{row['grammar']:.2f}",
-                f"{through['path']:.2f}" if through else "-",
+        if "throughput" in part or "path" in part:
+            table = Table(title=f"{size} model: tokens per CPU second as a ratio to mlx_lm.batch_generate")
+            for head in ("users", "library tok/CPU s", "engine", "engine, grammar", "whole path, grammar"):
+                table.add_column(head, justify="right")
+            for row in joined(part):
+                raw_speed = f"{row['raw_tokens_per_cpu_s']:.0f}" if "plain" in row else "-"
+                ratios = (f"{row[name]:.2f}" if name in row else "-" for name in ("plain", "grammar", "path"))
+                table.add_row(str(row["users"]), raw_speed, *ratios)
+            console.print(table)
+        if "prefixes" in part:
+            shared, silence = part["prefixes"], part["gaps"]
+            console.print(
+                f"{SHARED_TOKENS} shared tokens, {part['count']} users: CPU {shared['cold_ratio']:.3f} of unshared "
+                f"cold, {shared['warm_ratio']:.3f} warm; first token {shared['warm_ttft_ms']:.0f} ms warm, "
+                f"{shared['cold_ttft_ms']:.0f} ms cold: {shared['ttft_ratio']:.3f}"
             )
-        console.print(table)
-        shared, silence = part["prefixes"], part["gaps"]
-        console.print(
-            f"{SHARED_TOKENS} shared tokens, {part['count']} users: CPU {shared['cold_ratio']:.3f} of unshared cold, "
-            f"{shared['warm_ratio']:.3f} warm; first token {shared['warm_ttft_ms']:.0f} ms warm, "
-            f"{shared['cold_ttft_ms']:.0f} ms cold: {shared['ttft_ratio']:.3f}"
-        )
-        console.print(
-            f"while prompts of {LONG_TOKENS} tokens arrive: longest silence {silence['longest_gap_during_ms']:.0f} ms, "
-            f"median before {silence['median_gap_before_ms']:.0f} ms; a long prompt takes "
-            f"{silence['one_long_prompt_ms']:.0f} ms to its first token"
-        )
-        if part.get("vllm"):
+            console.print(
+                f"while prompts of {LONG_TOKENS} tokens arrive: longest silence "
+                f"{silence['longest_gap_during_ms']:.0f} ms, median before {silence['median_gap_before_ms']:.0f} ms; "
+                f"a long prompt takes {silence['one_long_prompt_ms']:.0f} ms to its first token"
+            )
+        if "vllm" in part:
             table = Table(title=f"{size} model: vLLM through chatd as a ratio to vLLM alone, both with the grammar")
-            for head in (
-                "users",
-                "alone tok/s",
-                "tokens per second",
-                "tokens per CPU second",
-                "prompt",
-                "of it cached",
-            ):
+            for head in ("users", "alone tok/s", "tok/s", "tok per CPU s", "prompt tokens", "of them cached"):
                 table.add_column(head, justify="right")
             for row in part["vllm"]:
-                numbers = (
-                    f"{row['wall']:.2f}",
-                    f"{row['cpu']:.2f}",
-                    f"{row['tokens_in']:.0f}",
-                    f"{row['hit_tokens']:.0f}",
-                )
-                table.add_row(str(row["users"]), f"{row['direct_tokens_per_s']:.0f}", *numbers)
+                ratios = (f"{row[name]:.2f}" for name in ("wall", "cpu"))
+                counts = (f"{row[name]:.0f}" for name in ("tokens_in", "hit_tokens"))
+                table.add_row(str(row["users"]), f"{row['direct_tokens_per_s']:.0f}", *ratios, *counts)
             console.print(table)
+
+
+def joined(part: dict[str, Any]) -> list[dict[str, Any]]:
+    """The engine's rows and the whole path's as one, by the number of users."""
+    rows: dict[int, dict[str, Any]] = {}
+    for row in (*part.get("throughput", ()), *part.get("path", ())):
+        rows.setdefault(row["users"], {}).update(row)
+    return [rows[count] for count in sorted(rows)]
 
 
 def lines(
@@ -553,15 +575,30 @@ def lines(
         if points:
             axes.plot(*zip(*points, strict=True), marker=marker, label=label)
     axes.axhline(1.0, color="black", linewidth=0.8)
-    for label, goal in goals.items():
+    for (label, goal), at, side in zip(goals.items(), (users[-1], users[0]), ("right", "left"), strict=False):
         axes.axhline(goal, color="grey", linestyle=":", linewidth=1)
-        axes.annotate(f"goal, {label} {goal:g}", (users[0], goal), fontsize=8, color="grey", va="bottom")
+        axes.annotate(f"goal, {label} {goal:g}", (at, goal), fontsize=8, color="grey", va="bottom", ha=side)
     axes.set(xscale="log", xlabel="users at once", title=title, ylim=(0, None))
     axes.set_xticks(users)
     axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.grid(visible=True, alpha=0.3)
     axes.legend(loc="lower left", fontsize=8)
+
+
+def bars(axes: Any, shared: dict[str, float], title: str) -> None:
+    """What a shared beginning saves, with the goals as dotted lines."""
+    axes.set_visible(True)
+    names = {"cold_ratio": "CPU, cold", "warm_ratio": "CPU, warm", "ttft_ratio": "first token,\nwarm to cold"}
+    drawn = axes.bar(list(names.values()), [shared[name] for name in names], color=("C7", "C0", "C1"))
+    axes.bar_label(drawn, fmt="%.2f", fontsize=8)
+    for at, name in ((1, "warm_ratio"), (2, "ttft_ratio")):
+        axes.hlines(GOALS[name], at - 0.4, at + 0.4, color="grey", linestyle=":")
+        axes.annotate(
+            f"goal {GOALS[name]:g}", (at + 0.4, GOALS[name]), fontsize=8, color="grey", ha="right", va="bottom"
+        )
+    axes.set(ylim=(0, 1), title=title)
+    axes.set_ylabel("ratio to unshared")
 
 
 def plot(figures: dict[str, Any], file: Path) -> None:
@@ -577,28 +614,22 @@ def plot(figures: dict[str, Any], file: Path) -> None:
         len(models), columns, figsize=(5 * columns, 4.2 * len(models)), layout="constrained", squeeze=False
     )
     for row, (size, part) in zip(panels, models.items(), strict=True):
-        paths = {each["users"]: each for each in part["path"]}
-        merged = [{**each, **paths.get(each["users"], {})} for each in part["throughput"]]
-        lines(
-            row[0],
-            merged,
-            {"plain": "engine", "grammar": "engine, grammar", "path": "whole path, grammar"},
-            {"engine": GOALS["plain"], "whole path": GOALS[f"path {size}"]},
-            f"{size} model on mlx-lm",
-        )
-        row[0].set_ylabel("tokens per CPU second ÷ mlx_lm.batch_generate")
-        shared = part["prefixes"]
-        names = {"cold_ratio": "CPU, cold", "warm_ratio": "CPU, warm", "ttft_ratio": "first token,\nwarm to cold"}
-        bars = row[1].bar(list(names.values()), [shared[name] for name in names], color=("C7", "C0", "C1"))
-        row[1].bar_label(bars, fmt="%.2f", fontsize=8)
-        for at, name in ((1, "warm_ratio"), (2, "ttft_ratio")):
-            row[1].hlines(GOALS[name], at - 0.4, at + 0.4, color="grey", linestyle=":")
-            row[1].annotate(
-                f"goal {GOALS[name]:g}", (at + 0.4, GOALS[name]), fontsize=8, color="grey", ha="right", va="bottom"
+        for axes in row:
+            axes.set_visible(False)
+        if joined(part):
+            row[0].set_visible(True)
+            lines(
+                row[0],
+                joined(part),
+                {"plain": "engine", "grammar": "engine, grammar", "path": "whole path, grammar"},
+                {"engine": GOALS["plain"], "whole path": GOALS[f"path {size}"]},
+                f"{size} model on mlx-lm",
             )
-        row[1].set(ylim=(0, 1), title=f"{size} model: {SHARED_TOKENS} tokens shared by {part['count']}")
-        row[1].set_ylabel("ratio to unshared")
-        if part.get("vllm"):
+            row[0].set_ylabel("tokens per CPU second ÷ mlx_lm.batch_generate")
+        if "prefixes" in part:
+            bars(row[1], part["prefixes"], f"{size} model: {SHARED_TOKENS} tokens shared by {part['count']}")
+        if "vllm" in part:
+            row[2].set_visible(True)
             lines(
                 row[2],
                 part["vllm"],
@@ -611,59 +642,71 @@ def plot(figures: dict[str, Any], file: Path) -> None:
     pyplot.close(canvas)
 
 
-async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def keep(figures: dict[str, Any], out: Path) -> None:
+    """Write what has been measured so far, and draw it."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "inference.json").write_text(json.dumps(figures, indent=2) + "\n")
+    plot(figures, out / "inference.png")
+
+
+async def measure(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """All parts that were asked for; the figures of others stay what they were, for ``show`` and the plot."""
+    known = out / "inference.json"
     figures: dict[str, Any] = {"models": {}}
-    sizes: tuple[Literal["1m", "100m"], ...] = ("1m",) if arguments.short else ("1m", "100m")
+    if (arguments.part or arguments.size) and known.exists():
+        figures = json.loads(known.read_text())
+    sizes = arguments.size or (["1m"] if arguments.short else list(SHAPES))
     users = (1, 8) if arguments.short else USERS
-    rounds = 1 if arguments.short else arguments.rounds
     parts = [part for part in PARTS if part in (arguments.part or PARTS)]
     if "vllm" in parts and not PYTHON.exists():
         print("no vLLM here (scripts/setup-vllm makes one): its part is left out", file=sys.stderr)
         parts.remove("vllm")
     with tempfile.TemporaryDirectory() as place:
         for size in sizes:
+            shape = SHAPES[size]
+            rounds = 1 if arguments.short else arguments.rounds or shape.rounds
+            few = [count for count in users if count <= shape.path_users]
             folder = Path(place) / size
             tiny.make(folder, size)
-            steps = len(users) * (rounds + 1)
+            steps = {"engine": len(users), "prompts": 1 / (rounds + 1), "path": len(few), "vllm": len(few)}
+            part: dict[str, Any] = figures["models"].setdefault(size, {})
             with Progress(disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
-                task = bar.add_task(
-                    f"{size} model",
-                    total=sum({"engine": steps, "prompts": 2, "path": steps, "vllm": steps}[each] for each in parts),
-                )
+                task = bar.add_task(f"{size} model", total=sum(steps[each] for each in parts) * (rounds + 1))
 
                 def tick(bar: Progress = bar, task: Any = task) -> None:
                     bar.advance(task)
 
-                part: dict[str, Any] = {"count": 8 if size == "100m" or arguments.short else 20}
                 if "engine" in parts:
-                    part["throughput"] = await throughput(folder, rounds, users, tick)
+                    part["throughput"] = await throughput(folder, shape, rounds, users, tick)
+                    keep(figures, out)
                 if "prompts" in parts:
+                    part["count"] = 8 if arguments.short else shape.sharing
                     part["prefixes"] = await prefixes(folder, part["count"])
-                    tick()
                     part["gaps"] = await gaps(folder, 4, 2)
                     tick()
+                    keep(figures, out)
                 if "path" in parts:
-                    part["path"] = await path(folder, rounds, users, tick)
+                    part["path"] = await path(folder, shape, rounds, few, tick)
+                    keep(figures, out)
                 if "vllm" in parts:
-                    part["vllm"] = await vllm_path(folder, rounds, users, tick)
-            figures["models"][size] = part
+                    part["vllm"] = await vllm_path(folder, shape, rounds, few, tick)
+                    keep(figures, out)
     return figures
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="alternating rounds of each figure (default: 3)")
+    told = ", ".join(f"{shape.rounds} for {size}" for size, shape in SHAPES.items())
+    parser.add_argument("--rounds", type=int, help=f"alternating rounds of each figure (default: {told})")
     parser.add_argument("--short", action="store_true", help="the tiny model, 1 and 8 users, one round")
+    parser.add_argument("--size", action="append", choices=SHAPES, help="only this model; may be given again")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part; may be given again")
     arguments = parser.parse_args()
+    if arguments.rounds is not None and not 1 <= arguments.rounds <= 20:
+        parser.error("--rounds is 1 to 20")
     restart(sys.orig_argv[1:])
-    arguments.rounds = max(1, min(arguments.rounds, 20))
-    figures = asyncio.run(measure(arguments))
-    show(figures)
     out = ROOT / "out" / "bench"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "inference.json").write_text(json.dumps(figures, indent=2) + "\n")
-    plot(figures, out / "inference.png")
+    show(asyncio.run(measure(arguments, out)))
     print(f"wrote {out / 'inference.json'} and inference.png")
     return 0
 
