@@ -29,24 +29,29 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     reach: Reach
 
 
+def resolve_or_refuse(
+    target: AlertTarget, records: Sequence[PresenceRecord], *, is_whole: bool = True, raised_by: str = ""
+) -> Found:
+    """``resolve`` for an alert that somebody raises: they must hear it at once if it would call nobody.
+
+    Raises:
+        RemoteProtocolError: role_unassigned: a role that nobody holds now, no delegate either. Not where presence is
+            not ``is_whole``: nobody can know it then, and whoever is known is called.
+    """
+    found = resolve(target, records, is_whole=is_whole, raised_by=raised_by)
+    if target.role is not None and not found.people and is_whole:
+        raise RemoteProtocolError(ErrorCode.ROLE_UNASSIGNED)
+    return found
+
+
 def resolve(
-    target: AlertTarget,
-    records: Sequence[PresenceRecord],
-    *,
-    is_whole: bool = True,
-    raised_by: str = "",
-    may_be_empty: bool = False,
+    target: AlertTarget, records: Sequence[PresenceRecord], *, is_whole: bool = True, raised_by: str = ""
 ) -> Found:
     """Whom ``target`` names, by the ``records`` of its department; ``raised_by`` is not called to their own alert.
 
     A user is called whatever is known of them. A role or department names who is not ``off``; whoever is ``off`` or
     ``in_procedure`` has their delegate called, if that one has accepted, has a phone open and is available, or has
-    such a delegate in turn.
-
-    Raises:
-        RemoteProtocolError: role_unassigned: a role that nobody holds now, no delegate either. Not where presence is
-            not ``is_whole``: nobody can know it then, and whoever is known is called. Not with ``may_be_empty``, for
-            a step of a chain: it has its next one.
+    such a delegate in turn. Nobody at all is an outcome like any other: a step of a chain has its next one.
     """
     known = {record.user_id: record for record in records}
     if target.user is not None:
@@ -64,8 +69,6 @@ def resolve(
     }
     own = [record.user_id for record in named if record.state != "off" or target.user is not None]
     people = tuple(dict.fromkeys((*own, *covered.values())))
-    if target.role is not None and not people and is_whole and not may_be_empty:
-        raise RemoteProtocolError(ErrorCode.ROLE_UNASSIGNED)
     delegates = tuple(user_id for user_id in people if user_id not in own)
     return Found(people=people, delegates=delegates, reach=_reach(people, covered, known, is_whole))
 

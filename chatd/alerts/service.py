@@ -144,7 +144,9 @@ class Raising:
             first = alert_rows.read(tx, alerts.keys, known.alert_id)
             told = Reach() if first is None else first.reach
             return Raised(alert_id=known.alert_id, alert_seq=known.alert_seq, reach=told, is_duplicate=True)
-        found = reach.resolve(command.to, present.records, is_whole=present.is_whole, raised_by=command.raised_by)
+        found = reach.resolve_or_refuse(
+            command.to, present.records, is_whole=present.is_whole, raised_by=command.raised_by
+        )
         like = self._like(tx)
         if like is None:
             alert_id = f"al-{secrets.token_hex(12)}"
@@ -364,7 +366,7 @@ class Alerts:
             notification=self._notification(alert),
             state=alert.state,
             people=alert.people,
-            reach=_reach_now(alert, present),
+            reach=reach.resolve(alert.to, present.records, is_whole=present.is_whole, raised_by=alert.raised_by).reach,
         )
 
     def _notification(self, alert: Alert) -> SystemNotification:
@@ -495,8 +497,7 @@ class Alerts:
                 return _Lacks(department=alert.department)
             policy = self.policies.of(alert)
             target = (board.next_step_target(alert, policy) if timer.kind == "step" else None) or alert.to
-            # A step whose role nobody holds now refuses nobody: the board goes on to the next one.
-            found = reach.resolve(target, present.records, is_whole=False, raised_by=alert.raised_by)
+            found = reach.resolve(target, present.records, raised_by=alert.raised_by)
             change = board.fire(alert, timer, policy, found.people, now, delegates=found.delegates)
         except (SealError, msgspec.MsgspecError, RemoteProtocolError, ValueError, KeyError) as error:
             # Of this alert alone; nothing has been written yet.
@@ -673,14 +674,6 @@ class _Receipts:
 def _concerns(alert: Alert, response: Response) -> bool:
     """Whether somebody may speak of an alert: its department's people, and who raised it, from wherever they are."""
     return alert.department == response.department or alert.raised_by == response.user_id
-
-
-def _reach_now(alert: Alert, present: Present) -> Reach:
-    """Who of those whom the present step calls can be reached."""
-    try:
-        return reach.resolve(alert.to, present.records, is_whole=present.is_whole, raised_by=alert.raised_by).reach
-    except RemoteProtocolError:
-        return Reach()
 
 
 def _at_home(response: Response, alert: Alert) -> Response:

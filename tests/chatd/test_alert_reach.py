@@ -38,14 +38,16 @@ def test_reach_of_role_is_who_holds_it_now() -> None:
 
 
 def test_reach_of_role_without_holder_is_refused() -> None:
-    """A role that nobody holds refuses aloud, not where presence is unknown, and not for a step of a chain."""
+    """A role that nobody holds refuses a raiser aloud, not where presence is unknown, and never a step of a chain."""
     records = [person("n", "app", roles=("nurse",)), person("o", "app", state="off")]
     with pytest.raises(RemoteProtocolError) as caught:
-        reach.resolve(PHYSICIANS, records)
+        reach.resolve_or_refuse(PHYSICIANS, records)
     assert caught.value.code == ErrorCode.ROLE_UNASSIGNED
-    unknown = reach.resolve(PHYSICIANS, (), is_whole=False)
+    unknown = reach.resolve_or_refuse(PHYSICIANS, (), is_whole=False)
     assert (unknown.people, unknown.reach.is_whole) == ((), False)
-    assert reach.resolve(PHYSICIANS, records, may_be_empty=True).people == ()
+    for target in (EVERYBODY, AlertTarget(user="x")):
+        assert reach.resolve_or_refuse(target, ()) == reach.resolve(target, ())
+    assert reach.resolve(PHYSICIANS, records).people == ()
 
 
 def test_reach_leaves_out_who_raises() -> None:
@@ -54,7 +56,7 @@ def test_reach_leaves_out_who_raises() -> None:
     assert reach.resolve(EVERYBODY, records, raised_by="a").people == ("b",)
     assert reach.resolve(AlertTarget(user="a"), records, raised_by="a").people == ("a",)
     with pytest.raises(RemoteProtocolError):
-        reach.resolve(PHYSICIANS, records[:1], raised_by="a")
+        reach.resolve_or_refuse(PHYSICIANS, records[:1], raised_by="a")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_delegate_who_cannot_come_covers_nobody(delegate: dict[str, object]) -> 
     away = person("a", "app", state="off", delegate_to="d", is_accepted=True)
     records = [away, person(**({"user_id": "d", "channels": ("app",), "roles": ("nurse",)} | delegate))]  # type: ignore[arg-type]
     with pytest.raises(RemoteProtocolError):
-        reach.resolve(PHYSICIANS, records)
+        reach.resolve_or_refuse(PHYSICIANS, records)
     assert reach.resolve(AlertTarget(user="a"), records).reach == Reach(unreachable=("a",))
 
 
@@ -126,7 +128,7 @@ RECORDS = st.lists(
 )
 def test_reach_adds_up(target: AlertTarget, records: list[PresenceRecord], raised_by: str) -> None:
     """Whoever is called is in the reach once; every delegate is there, reachable, and covers somebody who is away."""
-    found = reach.resolve(target, records, raised_by=raised_by, may_be_empty=True)
+    found = reach.resolve(target, records, raised_by=raised_by)
     told = (*found.reach.online, *found.reach.push, *found.reach.unreachable)
     assert sorted(told) == sorted(found.people)
     assert len(set(told)) == len(told)
