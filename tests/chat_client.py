@@ -10,6 +10,7 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
 #: No single wait of a test is longer; a server that needs more has failed.
 WAIT_S = 20.0
@@ -52,8 +53,12 @@ class ChatClient:
         if url is not None:
             self.url = f"{url.replace('http', 'ws', 1)}/{self.url.split('/', 3)[3]}"
         self.socket = await connect(
-            self.url, subprotocols=["chatd.v1"], compression=None, ping_interval=None, open_timeout=self.wait_s
-        )  # type: ignore[arg-type]
+            self.url,
+            subprotocols=[Subprotocol("chatd.v1")],
+            compression=None,
+            ping_interval=None,
+            open_timeout=self.wait_s,
+        )
         hello: dict[str, Any] = {
             "type": "hello",
             "token": self.token,
