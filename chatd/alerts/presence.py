@@ -14,7 +14,9 @@ Redis's own time, so that a gateway whose clock was set wrong makes nobody seem 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, cast
 
@@ -39,6 +41,10 @@ KEPT_S: Final = 12 * 3600
 MAX_STATE_S: Final = 12 * 3600
 #: An alert does not wait longer for what is known of people: it goes out, and says that its reach is not known.
 ANSWER_WITHIN_S: Final = 0.25
+#: Of a storm of alerts, all but the first in a second are answered by what was read for that one.
+LATELY_MS: Final = 1_000
+#: Departments whose people are kept for that second; the one that was read longest ago is forgotten.
+MAX_LATELY: Final = 256
 #: A beat may take longer, nobody waits for it.
 _BEAT_WITHIN_S: Final = 2.0
 
@@ -95,6 +101,19 @@ class Availed(msgspec.Struct, frozen=True, kw_only=True):
     is_accepted: bool = False
 
 
+class _Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What Redis said of a department at ``at_ms`` of the monotonic clock; its own time then was ``now``.
+
+    ``users``: whose states were asked for.
+    """
+
+    at_ms: int
+    now: datetime
+    heard: dict[tuple[str, Channel], tuple[datetime, str]]
+    states: dict[str, Availed]
+    users: frozenset[str]
+
+
 class Presence:
     """Presence of all departments. ``phones`` is set by the gateway: its open phones, boards among them or not."""
 
@@ -103,6 +122,8 @@ class Presence:
         self._beat = redis.register_script(_BEAT)
         self._cover = redis.register_script(_COVER)
         self.phones: Callable[[], Iterable[Here]] = tuple
+        self._lately: OrderedDict[str, _Known] = OrderedDict()
+        self._writes = 0
 
     async def run(self) -> None:
         """Beat until cancelled. A beat that fails is the next one's matter."""
@@ -141,19 +162,62 @@ class Presence:
 
     async def of(self, department: str) -> Present:
         """The people of a department, as far as it is known within a quarter of a second. Never raises."""
+        return await self._present(department, None)
+
+    async def lately(self, department: str, now_ms: int) -> Present:
+        """The same, as Redis said it less than a second before ``now_ms`` of the monotonic clock.
+
+        This gateway's own phones are as they are now, and so is what people have said of themselves through this
+        gateway. What they have said through another one may be a second late. Redis away is not kept: it is asked
+        again each time.
+        """
+        return await self._present(department, now_ms)
+
+    async def _present(self, department: str, now_ms: int | None) -> Present:
         own: dict[tuple[str, Channel], tuple[str, ...]] = {
             (phone.user_id, phone.channel): phone.roles
             for phone in self.phones()
             if phone.department == department and phone.channel != "board"
         }
+        known = None if now_ms is None else self._lately.get(department)
+        # Somebody who has just come may have a state that nobody has asked for.
+        if (
+            known is None
+            or now_ms is None
+            or not 0 <= now_ms - known.at_ms < LATELY_MS
+            or any(user not in known.users for user, _ in own)
+        ):
+            writes = self._writes
+            try:
+                async with asyncio.timeout(ANSWER_WITHIN_S):
+                    now, heard = await self._heard(department)
+                    users = frozenset(user for user, _ in (*own, *heard))
+                    states = await self._states(sorted(users))
+            except (RedisError, OSError, TimeoutError):
+                metrics.REDIS_ERRORS.inc()
+                return Present(records=_records(own, {}, {}, None), is_whole=False)
+            known = _Known(at_ms=now_ms or 0, now=now, heard=heard, states=states, users=users)
+            if now_ms is not None and writes == self._writes:
+                self._keep(department, known)
+        return Present(records=_records(own, known.heard, known.states, known.now))
+
+    def _keep(self, department: str, known: _Known) -> None:
+        self._lately[department] = known
+        self._lately.move_to_end(department)
+        while len(self._lately) > MAX_LATELY:
+            self._lately.popitem(last=False)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What is kept does not outlive a write of this gateway, nor is it what a read beside it has found.
+
+        A beat is no such write: this gateway's phones are always added as they are.
+        """
         try:
-            async with asyncio.timeout(ANSWER_WITHIN_S):
-                now, heard = await self._heard(department)
-                states = await self._states(sorted({user for user, _ in (*own, *heard)}))
-        except (RedisError, OSError, TimeoutError):
-            metrics.REDIS_ERRORS.inc()
-            return Present(records=_records(own, {}, {}, None), is_whole=False)
-        return Present(records=_records(own, heard, states, now))
+            yield
+        finally:
+            self._writes += 1
+            self._lately.clear()
 
     async def state_of(self, user_id: str) -> Availed | None:
         """What a person has said of themselves, if it holds still.
@@ -180,8 +244,8 @@ class Presence:
         if availed.until is not None:
             seconds = max(1, min(MAX_STATE_S, round((availed.until - now).total_seconds())))
         try:
-            async with asyncio.timeout(_BEAT_WITHIN_S):
-                async with self._redis.pipeline(transaction=True) as pipe:
+            with self._writing():
+                async with asyncio.timeout(_BEAT_WITHIN_S), self._redis.pipeline(transaction=True) as pipe:
                     if availed.state == "available":
                         pipe.delete(_state_key(user_id))
                     else:
@@ -208,7 +272,8 @@ class Presence:
                 if found is None:
                     return None
                 user_id = str(found.decode())
-                changed = await self._cover(keys=[_state_key(user_id)], args=[alert_id, delegate, int(accepts)])
+                with self._writing():
+                    changed = await self._cover(keys=[_state_key(user_id)], args=[alert_id, delegate, int(accepts)])
         except (RedisError, OSError, TimeoutError) as error:
             metrics.REDIS_ERRORS.inc()
             raise PresenceUnavailable from error

@@ -252,7 +252,10 @@ class Alerts:
         policy = self.policies.choose(command.department, command.priority, command.policy)
         if await self.is_department(command.department) is False:
             raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "to: no such department")
-        present = await self.presence.of(command.department)
+        present = await self.presence.lately(command.department, self._clock.monotonic_ms())
+        if not reach.resolve(command.to, present.records, raised_by=command.raised_by).people:
+            # Nobody is refused by what was true a second ago.
+            present = await self.presence.of(command.department)
         # Opening a ward's alerts costs; only a raiser who is quick on this gateway makes it worth a look.
         lately = len(self._raises.get(command.raised_by, ()))
         return Raising(self, command, now, policy, present, may_be_storm=lately > board.STORM_ALERTS)
@@ -361,7 +364,7 @@ class Alerts:
         alert = await self._ledger.read(lambda tx: alert_rows.read(tx, self.keys, alert_id))
         if alert is None:
             return None
-        present = await self.presence.of(alert.department)
+        present = await self.presence.lately(alert.department, self._clock.monotonic_ms())
         return View(
             notification=self._notification(alert),
             state=alert.state,

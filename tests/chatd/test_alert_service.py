@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from chatd import tasks
+from chatd.alerts import presence
 from chatd.alerts.model import Priority, Raise, Recorded, Response
 from chatd.alerts.permissions import PRIORITIES, RIGHTS, may_answer, may_raise, raiser
 from chatd.alerts.policies import Policies
-from chatd.alerts.presence import Availed, Here, Presence, PresenceUnavailable, Present
+from chatd.alerts.presence import MAX_LATELY, Availed, Here, Presence, PresenceUnavailable, Present
 from chatd.alerts.service import Alerts, _Receipts
 from chatd.ledger import Ledger, LedgerUnavailable, Transaction
 from chatd.ledger.day_keys import DayKeys
@@ -581,6 +582,91 @@ async def test_a_delegate_covers_from_their_acceptance_on(make: Make, redis: Red
     await node.presence.set("dr.santos.cardio", Availed(state="available"), now=T0)
     assert await node.presence.delegate_answered("al-1", "dr.mendes.cardio", accepts=True) is None
     assert (await node.alerts.raise_(command("k-3"), T0)).reach.covered == {}
+
+
+@pytest.fixture
+def patient_presence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is not a Redis that is away."""
+    monkeypatch.setattr(presence, "ANSWER_WITHIN_S", 20.0)
+
+
+async def test_presence_is_read_once_a_second(make: Make, patient_presence: None) -> None:
+    """A storm reads a department's people once a second; who comes here is known at once, with their state."""
+    first, second = await make("n-1"), await make("n-2")
+    second.here("dr.vieira.surgery")
+    await second.presence.set("dr.santos.cardio", Availed(state="off"), now=T0)
+
+    async def people(now_ms: int) -> dict[str, str]:
+        found = await first.presence.lately("cardiology", now_ms)
+        assert found.is_whole
+        return {record.user_id: record.state for record in found.records}
+
+    assert await people(0) == {}
+    await second.presence.beat()
+    assert await people(999) == {}
+    first.here("dr.santos.cardio")
+    assert await people(999) == {"dr.santos.cardio": "off", "dr.vieira.surgery": "available"}
+    await second.presence.set("dr.santos.cardio", Availed(state="busy"), now=T0)
+    assert (await people(1_998))["dr.santos.cardio"] == "off"
+    assert (await people(1_999))["dr.santos.cardio"] == "busy"
+    # A clock that was moved back keeps nothing alive.
+    await second.presence.set("dr.santos.cardio", Availed(state="off"), now=T0)
+    assert (await people(1_000))["dr.santos.cardio"] == "off"
+
+
+async def test_presence_that_was_read_ends_with_a_write_of_this_gateway(make: Make, patient_presence: None) -> None:
+    """Whoever has said here that they are away is away in the next alert, also where a read ran beside the writing."""
+    node = await make()
+    node.here(*DOCTORS)
+
+    async def state() -> str:
+        found = await node.presence.lately("cardiology", 0)
+        return {record.user_id: record.state for record in found.records}[DOCTORS[0]]
+
+    assert await state() == "available"
+    await node.presence.set(DOCTORS[0], Availed(state="off", delegate_to=DOCTORS[1], ask="al-1"), now=T0)
+    assert await state() == "off"
+    await node.presence.delegate_answered("al-1", DOCTORS[1], accepts=True)
+    assert (await node.presence.lately("cardiology", 0)).records[0].is_accepted
+    states, has_read, go_on = node.presence._states, asyncio.Event(), asyncio.Event()
+
+    async def late(users: Sequence[str]) -> dict[str, Availed]:
+        found = await states(users)
+        has_read.set()
+        await go_on.wait()
+        return found
+
+    await node.presence.set(DOCTORS[0], Availed(state="off"), now=T0)
+    node.presence._states = late  # type: ignore[method-assign]
+    reading = asyncio.create_task(state())
+    async with asyncio.timeout(20):
+        await has_read.wait()
+        await node.presence.set(DOCTORS[0], Availed(state="available"), now=T0)
+        go_on.set()
+        assert await reading == "off"
+    node.presence._states = states  # type: ignore[method-assign]
+    assert await state() == "available"
+
+
+async def test_nobody_is_refused_by_what_was_known_a_second_ago(make: Make, patient_presence: None) -> None:
+    """A role that somebody has taken on another gateway is found, though a raise has just found nobody in it."""
+    first, second = await make("n-1"), await make("n-2")
+    to_nurses = AlertTarget(role="nurse")
+    with pytest.raises(RemoteProtocolError):
+        await first.alerts.raise_(command("k-1", to=to_nurses), T0)
+    second.here("nurse.almeida.cardio", role="nurse")
+    await second.presence.beat()
+    raised = await first.alerts.raise_(command("k-2", to=to_nurses), T0)
+    assert raised.reach.online == ("nurse.almeida.cardio",)
+
+
+async def test_presence_that_is_kept_is_bounded(make: Make, patient_presence: None) -> None:
+    """However many departments are asked for, only so many are kept."""
+    node = await make()
+    for n in range(MAX_LATELY + 3):
+        await node.presence.lately(f"d-{n}", 0)
+    assert len(node.presence._lately) == MAX_LATELY
+    assert "d-2" not in node.presence._lately
 
 
 async def test_a_state_ends_by_itself(make: Make, redis: Redis) -> None:
