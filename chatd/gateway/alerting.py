@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: Begins the keys of the server's own commands; no client's id may begin with it (``protocols.frames.Id``).
 _SERVER: Final = "!"
 
+#: Nobody but the delegate can answer for themselves: it calls nobody else, and an acceptance lasts as long as a state.
+_COVER_POLICY: Final = "cover"
 _COVER_TEXT: Final = {
     "en": ("{name} asks you to take over their alerts until {until}.", "{name} asks you to take over their alerts."),
     "pt": ("{name} pede-lhe que receba os seus alertas até {until}.", "{name} pede-lhe que receba os seus alertas."),
@@ -178,6 +180,7 @@ async def _ask(
             priority="normal",
             content=text,
             requires_action=True,
+            policy=_COVER_POLICY,
         ),
         now,
     )

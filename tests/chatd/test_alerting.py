@@ -1,0 +1,71 @@
+"""What a phone says of its person, through the gate of the gateway."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from redis.asyncio import Redis
+
+from chatd.alerts import presence
+from chatd.alerts.policies import Policies
+from chatd.alerts.service import Alerts
+from chatd.clock import SystemClock
+from chatd.gateway.alerting import set_presence
+from chatd.ledger import Ledger, alert_rows
+from chatd.ledger.day_keys import DayKeys
+from context.seal import KeyRing, Sealer
+from protocols.frames import Presence, PresenceSet
+
+if TYPE_CHECKING:
+    from chatd.gateway.connection import Connection
+
+DOCTORS = ("dr.mendes.cardio", "dr.santos.cardio")
+
+
+@pytest.fixture
+async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
+    opened = Ledger.open(f"sqlite:///{tmp_path / 'ledger.sqlite3'}", timeout_s=60)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def alerts(ledger: Ledger, redis: Redis) -> Alerts:
+    sealer = Sealer(KeyRing.generate())
+    people = presence.Presence(redis)
+    return Alerts(ledger, DayKeys(sealer), Policies(), people, clock=SystemClock(), mac_key=b"m" * 32, node_id="n-1")
+
+
+async def test_a_delegate_is_asked_by_the_policy_for_it(alerts: Alerts, ledger: Ledger) -> None:
+    """Asking somebody to cover calls nobody else when they do not answer, and their acceptance is not asked after."""
+    sent: list[Presence] = []
+    told: list[str] = []
+    alerts.on_recorded = lambda _, events: told.extend(json.loads(each.frame)["event"] for each in events)
+    phone = SimpleNamespace(
+        node=SimpleNamespace(alerts=alerts),
+        user_id=DOCTORS[0],
+        department="cardiology",
+        lang="pt-PT",
+        principal=SimpleNamespace(name="Dr. Mendes", roles=("physician",)),
+        send=sent.append,
+    )
+    frame = PresenceSet(state="in_procedure", client_msg_id="p-1", delegate_to=DOCTORS[1])
+    for _ in range(2):
+        await set_presence(cast("Connection", phone), frame)
+    assert [each.delegate_to for each in sent] == [DOCTORS[1]] * 2
+    said = await alerts.presence.state_of(DOCTORS[0])
+    assert said is not None
+    asked = await ledger.read(lambda tx: alert_rows.read(tx, alerts.keys, said.ask))
+    assert asked is not None
+    assert (asked.policy, asked.to.user, asked.content) == (
+        "cover",
+        DOCTORS[1],
+        "Dr. Mendes pede-lhe que receba os seus alertas.",
+    )
+    assert told == ["raised"]
+    assert alerts.policies.of(asked).steps == ()
