@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -21,6 +22,7 @@ import chatd
 from chatd import demo, metrics
 from chatd.alerts import communication
 from chatd.alerts.model import Raised
+from chatd.alerts.model import Response as AlertAnswer
 from chatd.alerts.permissions import raiser
 from chatd.clock import iso_ms
 from chatd.gateway.alerting import command_of
@@ -442,13 +444,52 @@ async def _get_alert(request: Request) -> Response:
             "answer": person.answer,
             "at": iso_ms(person.at),
             "step": person.step,
-            "eta_at": None if person.eta_at is None else iso_ms(person.eta_at),
+            "eta_at": _at(person.eta_at),
             "slot": person.slot,
             "reason": person.reason,
+            "delivered_at": _at(person.delivered_at),
+            "displayed_at": _at(person.displayed_at),
+            "accepted_at": _at(person.accepted_at),
         }
         for person in view.people
     ]
     return _json({**told, "people": people, "reach": view.reach})
+
+
+def _at(moment: datetime | None) -> str | None:
+    return None if moment is None else iso_ms(moment)
+
+
+async def _stand_down(request: Request) -> Response:
+    """Call an alert off: for who raised it. The second time changes nothing and answers the same.
+
+    One that has ended in another way is 409.
+    """
+    node, alert_id = _node(request), request.path_params["alert_id"]
+    try:
+        principal = _authorised(request)
+        who = raiser(principal.user_id, principal.roles)
+        try:
+            view = await node.alerts.view(alert_id)
+            if view is None:
+                return _json({"code": ErrorCode.BAD_REQUEST.value, "message": "No such alert."}, 404)
+            if view.notification.from_ != who:
+                raise RemoteProtocolError(ErrorCode.FORBIDDEN)
+            response = AlertAnswer(
+                # No client's key begins so: one stand-down of an alert by its raiser is every one.
+                key=f"!stand_down:{alert_id}",
+                user_id=who,
+                roles=tuple(principal.roles),
+                department=view.notification.department,
+                alert_id=alert_id,
+                answer="stand_down",
+            )
+            await node.alerts.respond(response, node.alerts.now())
+        except LedgerUnavailable:
+            raise RemoteProtocolError(ErrorCode.INTERNAL, "nothing can be recorded now") from None
+    except RemoteProtocolError as error:
+        return _refused(error)
+    return _json({"alert_id": alert_id, "state": "stood_down"})
 
 
 async def _post_communication(request: Request) -> Response:
@@ -550,6 +591,7 @@ def routes() -> list[BaseRoute]:
         Route("/v1/departments/{department}/patients", _patients),
         Route("/v1/departments/{department}/alerts", _post_alert, methods=["POST"]),
         Route("/v1/alerts/{alert_id}", _get_alert),
+        Route("/v1/alerts/{alert_id}/stand_down", _stand_down, methods=["POST"]),
         Route("/v1/fhir/CommunicationRequest", _post_communication, methods=["POST"]),
         WebSocketRoute("/chat/{department}/{user_id}", _chat),
         Mount("/web", StaticFiles(directory=folder)),

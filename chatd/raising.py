@@ -14,7 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from chatd.gateway.auth import mint
-from chatd.places import Places, RunFile
+from chatd.places import Places
 from protocols.frames import Reach
 
 RAISED: Final = 0
@@ -30,7 +30,9 @@ _PAUSE_S: Final = 1.0
 _WAIT_S: Final = 10.0
 
 
-class _Raised(msgspec.Struct, frozen=True):
+class Raised(msgspec.Struct, frozen=True):
+    """What the gateway says when the ledger has the alert."""
+
     alert_id: str
     alert_seq: int
     reach: Reach
@@ -41,65 +43,95 @@ class _Refusal(msgspec.Struct, frozen=True):
     detail: str | None = None
 
 
+class NotRaised(Exception):
+    """Nobody was alerted, or that is not known; the text says which."""
+
+
+class Line:
+    """The way to the gateway of the ``chatd up`` on a data directory, as a machine that may call one department."""
+
+    def __init__(self, places: Places, department: str, *, sender: str, ttl_s: int = _TTL_S) -> None:
+        """Raises NotRaised where no ``chatd up`` is running."""
+        running = places.running()
+        if running is None:
+            raise NotRaised(f"no chatd up is running on {places.data}; nobody was alerted")
+        settings = places.settings
+        token = mint(
+            places.jwt_secret(),
+            user_id=sender,
+            departments=(department,),
+            roles=("service",),
+            ttl_s=ttl_s,
+            now=datetime.now(UTC),
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+        )
+        self._department = department
+        self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(running.host, running.host)  # noqa: S104 - not to listen
+        self._port = running.port
+        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+
+    def ask(self, method: str, path: str, body: Any = None, *, key: str = "", tries: int = _TRIES) -> tuple[int, bytes]:
+        """Status and body of the answer; 0 where none came. What may pass is tried again, a second apart."""
+        headers = {**self._headers, **({"Idempotency-Key": key} if key else {})}
+        raw = b"" if body is None else msgspec.json.encode(body)
+        status, answer = 0, b""
+        for attempt in range(tries):
+            if attempt:
+                time.sleep(_PAUSE_S)
+            try:
+                status, answer = self._once(method, path, raw, headers)
+            except OSError:
+                continue
+            if status not in (429, 503):
+                break
+        return status, answer
+
+    def raise_alert(self, body: Mapping[str, Any], *, key: str) -> Raised:
+        """Raise an alert in the department. Raises NotRaised."""
+        path = f"/v1/departments/{quote(self._department, safe='')}/alerts"
+        status, raw = self.ask("POST", path, body, key=key)
+        if status == 0:
+            raise NotRaised("the gateway does not answer; it is not known whether anybody was alerted")
+        try:
+            if status == 201:
+                return msgspec.json.decode(raw, type=Raised)
+            refusal = msgspec.json.decode(raw, type=_Refusal)
+        except msgspec.DecodeError:
+            raise NotRaised(
+                f"the gateway answered with HTTP {status}; it is not known whether anybody was alerted"
+            ) from None
+        if status == 401:
+            raise NotRaised("the gateway does not take tokens of this data directory's key; nobody was alerted")
+        raise NotRaised(f"{refusal.message}{f' ({refusal.detail})' if refusal.detail else ''} Nobody was alerted.")
+
+    def _once(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=_WAIT_S)
+        try:
+            connection.request(method, path, body=body, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except http.client.HTTPException as error:
+            raise OSError(type(error).__name__) from error
+        finally:
+            connection.close()
+
+
+def new_key() -> str:
+    """An idempotency key of the command line."""
+    return f"cli-{secrets.token_hex(16)}"
+
+
 def raise_alert(places: Places, department: str, body: Mapping[str, Any]) -> int:
     """Raise an alert, print whom it reaches, and return the exit status."""
-    running = places.running()
-    if running is None:
-        return _fail(f"no chatd up is running on {places.data}; nobody was alerted")
-    settings = places.settings
-    token = mint(
-        places.jwt_secret(),
-        user_id=SENDER,
-        departments=(department,),
-        roles=("service",),
-        ttl_s=_TTL_S,
-        now=datetime.now(UTC),
-        issuer=settings.jwt_issuer,
-        audience=settings.jwt_audience,
-    )
-    headers = {
-        "Authorization": f"Bearer {token}",
-        "Content-Type": "application/json",
-        "Idempotency-Key": f"cli-{secrets.token_hex(16)}",
-    }
-    path = f"/v1/departments/{quote(department, safe='')}/alerts"
-    status, raw = 0, b""
-    for attempt in range(_TRIES):
-        if attempt:
-            time.sleep(_PAUSE_S)
-        try:
-            status, raw = _post(running, path, msgspec.json.encode(body), headers)
-        except OSError:
-            continue
-        if status not in (429, 503):
-            break
-    if status == 0:
-        return _fail("the gateway does not answer; it is not known whether anybody was alerted")
     try:
-        if status == 201:
-            return _tell(msgspec.json.decode(raw, type=_Raised))
-        refusal = msgspec.json.decode(raw, type=_Refusal)
-    except msgspec.DecodeError:
-        return _fail(f"the gateway answered with HTTP {status}; it is not known whether anybody was alerted")
-    if status == 401:
-        return _fail("the gateway does not take tokens of this data directory's key; nobody was alerted")
-    return _fail(f"{refusal.message}{f' ({refusal.detail})' if refusal.detail else ''} Nobody was alerted.")
+        return _tell(Line(places, department, sender=SENDER).raise_alert(body, key=new_key()))
+    except NotRaised as error:
+        print(f"chatd alert: {error}", file=sys.stderr)
+        return NOT_RAISED
 
 
-def _post(running: RunFile, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(running.host, running.host)  # noqa: S104 - not to listen on
-    line = http.client.HTTPConnection(host, running.port, timeout=_WAIT_S)
-    try:
-        line.request("POST", path, body=body, headers=headers)
-        answer = line.getresponse()
-        return answer.status, answer.read()
-    except http.client.HTTPException as error:
-        raise OSError(type(error).__name__) from error
-    finally:
-        line.close()
-
-
-def _tell(raised: _Raised) -> int:
+def _tell(raised: Raised) -> int:
     reach = raised.reach
     print(f"raised {raised.alert_id} as number {raised.alert_seq}")
     for words, users in (
@@ -116,8 +148,3 @@ def _tell(raised: _Raised) -> int:
         return RAISED
     print("nobody can be reached now; it waits for the phones that come", file=sys.stderr)
     return NOBODY
-
-
-def _fail(text: str) -> int:
-    print(f"chatd alert: {text}", file=sys.stderr)
-    return NOT_RAISED

@@ -27,6 +27,7 @@ from chatd.alerts.model import (
     Priority,
     Raise,
     Response,
+    Seen,
     Slot,
     State,
     Timer,
@@ -269,22 +270,40 @@ def respond(alert: Alert, response: Response, policy: Policy, now: datetime) -> 
     return _BY_PEOPLE[effect](alert, response, policy, now)
 
 
-def receipts(alert: Alert, answers: Mapping[str, Answer], now: datetime) -> Change | None:
+def receipts(
+    alert: Alert, answers: Mapping[str, Answer], now: datetime, *, seen: Mapping[str, Seen] | None = None
+) -> Change | None:
     """What phones have said by themselves, many at once; None: nothing new, or the alert is closed.
 
-    ``answers``: ``delivered`` or ``displayed`` per user, the furthest of each.
+    ``answers``: ``delivered`` or ``displayed`` per user, the furthest of each. ``seen``: when they said so; without it
+    ``now``. A moment of somebody who has answered since is noted, and is no event.
     """
     if alert.state in CLOSED:
         return None
     people = {person.user_id: person for person in alert.people}
     is_new = False
     for user_id, answer in answers.items():
+        if answer not in RECEIPTS:
+            continue
         is_called = is_addressed(alert, user_id, (), alert.department)
         known = people.get(user_id) or Person(user_id=user_id, at=now, step=alert.step if is_called else BYSTANDER)
-        if answer in RECEIPTS and _RANK[answer] > _RANK[known.answer]:
-            people[user_id] = _replace(known, answer=answer, at=now)
+        when = (seen or {}).get(user_id) or Seen(delivered_at=now, displayed_at=now if answer == "displayed" else None)
+        people[user_id] = _replace(
+            known,
+            delivered_at=_first(known.delivered_at, when.delivered_at),
+            displayed_at=_first(known.displayed_at, when.displayed_at),
+        )
+        if _RANK[answer] > _RANK[known.answer]:
+            people[user_id] = _replace(people[user_id], answer=answer, at=now)
             is_new = True
-    return _change(_replace(alert, people=tuple(people.values())), now, ("receipts", "")) if is_new else None
+    changed = _replace(alert, people=tuple(people.values()))
+    if is_new:
+        return _change(changed, now, ("receipts", ""))
+    return None if changed == alert else _change(changed, alert.updated_at)
+
+
+def _first(*moments: datetime | None) -> datetime | None:
+    return min((moment for moment in moments if moment is not None), default=None)
 
 
 def _take(alert: Alert, response: Response, policy: Policy, now: datetime) -> Change:
@@ -303,7 +322,15 @@ def _take(alert: Alert, response: Response, policy: Policy, now: datetime) -> Ch
     else:
         # Two nodes' clocks differ by milliseconds: who came first is told by the ledger's order, not by them.
         since = max([now, *(person.at + timedelta(milliseconds=1) for person in holders(alert))])
-    person = _replace(known, answer="accept", at=since, eta_at=eta_at, slot=place, reason=response.reason)
+    person = _replace(
+        known,
+        answer="accept",
+        at=since,
+        eta_at=eta_at,
+        slot=place,
+        reason=response.reason,
+        accepted_at=known.accepted_at or now,
+    )
     alert = _replace(
         alert,
         people=_with(alert.people, person),

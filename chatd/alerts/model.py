@@ -124,7 +124,8 @@ BYSTANDER: Final = -1
 class Person(msgspec.Struct, frozen=True, kw_only=True):
     """Where one person stands with one alert. ``answer``: the furthest: addressed, delivered, displayed, accept,
     decline, done. ``at``: since when. ``step``: the last of the policy's steps that addressed them; ``BYSTANDER``:
-    none has, their phone has it because every phone of the department has."""
+    none has, their phone has it because every phone of the department has. ``delivered_at``, ``displayed_at``: when the
+    first of their phones said so, as the gateway heard it; None: no phone has. ``accepted_at``: the first time."""
 
     user_id: str
     answer: str = "addressed"
@@ -133,6 +134,16 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
     eta_at: datetime | None = None
     slot: str | None = None
     reason: str | None = None
+    delivered_at: datetime | None = None
+    displayed_at: datetime | None = None
+    accepted_at: datetime | None = None
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """When one person's phones said ``delivered`` and ``displayed``; what is shown has come, said or not."""
+
+    delivered_at: datetime
+    displayed_at: datetime | None = None
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):

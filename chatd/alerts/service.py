@@ -33,6 +33,7 @@ from chatd.alerts.model import (
     Raised,
     Recorded,
     Response,
+    Seen,
     Span,
     Timer,
     View,
@@ -323,7 +324,12 @@ class Alerts:
 
     def receipt(self, response: Response) -> None:
         """A phone has received or shown an alert. Gathered here and written by ``run`` within a second or so."""
-        if self._receipts.add(response, self._clock.monotonic_ms()):
+        now = self.now()
+        seen = Seen(delivered_at=now, displayed_at=now if response.answer == "displayed" else None)
+        self._keep_receipt(_Heard(response=response, seen=seen))
+
+    def _keep_receipt(self, heard: _Heard) -> None:
+        if self._receipts.add(heard, self._clock.monotonic_ms()):
             self._has_receipts.set()
         else:
             metrics.ALERT_RECEIPTS_DROPPED.inc()
@@ -523,7 +529,7 @@ class Alerts:
                 continue
             await self._write_receipts(self._receipts.take(self._clock.monotonic_ms()), self.now())
 
-    async def _write_receipts(self, gathered: dict[str, dict[str, Response]], now: datetime) -> None:
+    async def _write_receipts(self, gathered: dict[str, dict[str, _Heard]], now: datetime) -> None:
         for alert_id, answers in gathered.items():
             try:
                 outcome = await self._ledger.transact(
@@ -531,22 +537,22 @@ class Alerts:
                 )
             except LedgerUnavailable as error:
                 log.warning("receipts_not_written", error=error_name(error))
-                for response in answers.values():
-                    self.receipt(response)
+                for heard in answers.values():
+                    self._keep_receipt(heard)
             except (SealError, msgspec.MsgspecError) as error:
                 log.error("alert_not_advanced", alert_id=alert_id, error=error_name(error))
             else:
                 if outcome is not None:
                     self._tell(outcome)
 
-    def _receive(
-        self, tx: Transaction, *, alert_id: str, answers: dict[str, Response], now: datetime
-    ) -> _Outcome | None:
+    def _receive(self, tx: Transaction, *, alert_id: str, answers: dict[str, _Heard], now: datetime) -> _Outcome | None:
         alert = alert_rows.lock(tx, self.keys, alert_id)
         if alert is None:
             return None
-        theirs: dict[str, Answer] = {user: each.answer for user, each in answers.items() if _concerns(alert, each)}
-        change = board.receipts(alert, theirs, now) if theirs else None
+        theirs = {user: each for user, each in answers.items() if _concerns(alert, each.response)}
+        furthest: dict[str, Answer] = {user: each.response.answer for user, each in theirs.items()}
+        seen = {user: each.seen for user, each in theirs.items()}
+        change = board.receipts(alert, furthest, now, seen=seen) if theirs else None
         return None if change is None else self.record(tx, change)
 
     def _note_cover(self, alert_id: str, user_id: str, *, accepts: bool) -> None:
@@ -619,17 +625,35 @@ class _Failed(msgspec.Struct, frozen=True, kw_only=True):
     error: str
 
 
+class _Heard(msgspec.Struct, frozen=True, kw_only=True):
+    """The furthest receipt of one person for one alert, and when each kind came first."""
+
+    response: Response
+    seen: Seen
+
+    def with_later(self, later: _Heard) -> _Heard:
+        """Both of them as one."""
+        shown = [at for at in (self.seen.displayed_at, later.seen.displayed_at) if at is not None]
+        return _Heard(
+            response=later.response if self.response.answer == "delivered" else self.response,
+            seen=Seen(
+                delivered_at=min(self.seen.delivered_at, later.seen.delivered_at), displayed_at=min(shown, default=None)
+            ),
+        )
+
+
 class _Receipts:
     """Receipts by alert and user, and when each alert's may be written."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, dict[str, Response]] = {}
+        self._waiting: dict[str, dict[str, _Heard]] = {}
         self._since_ms: dict[str, int] = {}
         self._written_ms: dict[str, int] = {}
         self._count = 0
 
-    def add(self, response: Response, now_ms: int) -> bool:
+    def add(self, heard: _Heard, now_ms: int) -> bool:
         """Keep the furthest answer of each person; False where too many wait."""
+        response = heard.response
         answers = self._waiting.setdefault(response.alert_id, {})
         before = answers.get(response.user_id)
         if before is None and self._count >= MAX_RECEIPTS:
@@ -638,8 +662,7 @@ class _Receipts:
             return False
         self._since_ms.setdefault(response.alert_id, now_ms)
         self._count += before is None
-        if before is None or before.answer == "delivered":
-            answers[response.user_id] = response
+        answers[response.user_id] = heard if before is None else before.with_later(heard)
         return True
 
     def _due_ms(self, alert_id: str) -> int:
@@ -651,15 +674,15 @@ class _Receipts:
         """How long until the first are due; None if none wait."""
         return max(0, min(map(self._due_ms, self._waiting)) - now_ms) if self._waiting else None
 
-    def take(self, now_ms: int) -> dict[str, dict[str, Response]]:
+    def take(self, now_ms: int) -> dict[str, dict[str, _Heard]]:
         """Those that are due, by alert and user; they are no longer here."""
         return self._take([alert_id for alert_id in self._waiting if self._due_ms(alert_id) <= now_ms], now_ms)
 
-    def take_all(self) -> dict[str, dict[str, Response]]:
+    def take_all(self) -> dict[str, dict[str, _Heard]]:
         """All of them."""
         return self._take(list(self._waiting), None)
 
-    def _take(self, alert_ids: Sequence[str], now_ms: int | None) -> dict[str, dict[str, Response]]:
+    def _take(self, alert_ids: Sequence[str], now_ms: int | None) -> dict[str, dict[str, _Heard]]:
         taken = {}
         for alert_id in alert_ids:
             taken[alert_id] = self._waiting.pop(alert_id)

@@ -59,7 +59,7 @@ _decode_body = msgspec.msgpack.Decoder(_Body).decode
 # The statements, built once: building one at each use costs four times what running it does. SQLite, whose one writer
 # holds everything, is sent no "FOR UPDATE". ``on_conflict`` is spelled alike by both dialects and shared by neither.
 _INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-_PERSON: Final = ("n", "answer", "at", "step", "eta_at", "slot")
+_PERSON: Final = ("n", "answer", "at", "step", "eta_at", "slot", "delivered_at", "displayed_at", "accepted_at")
 
 _ALERT = select(alerts).where(alerts.c.alert_id == bindparam("id"))
 _ALERT_LOCKED = _ALERT.with_for_update()
@@ -415,6 +415,9 @@ def _person_columns(alert: Alert, n: int) -> dict[str, Any]:
         "step": person.step,
         "eta_at": person.eta_at,
         "slot": person.slot,
+        "delivered_at": person.delivered_at,
+        "displayed_at": person.displayed_at,
+        "accepted_at": person.accepted_at,
     }
 
 
@@ -442,6 +445,9 @@ def _opened(tx: Transaction, keys: DayKeys, row: RowMapping, people: Sequence[Ro
                 eta_at=each["eta_at"],
                 slot=each["slot"],
                 reason=body.reasons.get(each["user_id"]),
+                delivered_at=each["delivered_at"],
+                displayed_at=each["displayed_at"],
+                accepted_at=each["accepted_at"],
             )
             for each in people
         ),

@@ -156,6 +156,9 @@ alert_people = Table(
     Column("step", Integer, nullable=False),
     Column("eta_at", Moment, nullable=True),
     Column("slot", String(128), nullable=True),
+    Column("delivered_at", Moment, nullable=True),
+    Column("displayed_at", Moment, nullable=True),
+    Column("accepted_at", Moment, nullable=True),
 )
 
 #: Every event of every department in order, with the frame that all its phones get; rows are added, never changed,

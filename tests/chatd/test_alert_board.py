@@ -25,6 +25,7 @@ from chatd.alerts.model import (
     Happened,
     Raise,
     Response,
+    Seen,
     State,
     Timer,
     TimerKind,
@@ -363,6 +364,25 @@ def test_receipts_go_only_forward() -> None:
     assert board.receipts(change.alert, {"dr.santos": "delivered", "nurse.almeida": "delivered"}, NOW) is None
     accepted = answered(change.alert, "dr.santos", "accept").alert
     assert board.receipts(accepted, {"dr.santos": "displayed"}, NOW) is None
+
+
+def test_receipts_keep_their_moments() -> None:
+    """What is displayed has been delivered; a moment that comes after the answer is noted and is no event."""
+    alert = raised(to=AlertTarget(role="physician"), people=("dr.santos",)).alert
+    later = NOW + timedelta(seconds=9)
+    accepted = answered(alert, "dr.santos", "accept").alert
+    assert [(p.delivered_at, p.displayed_at, p.accepted_at) for p in accepted.people] == [
+        (None, None, accepted.updated_at)
+    ]
+    shown = board.receipts(accepted, {"dr.santos": "displayed"}, later)
+    assert shown is not None
+    assert (shown.events, shown.timers, shown.alert.updated_at) == ((), board.timers(accepted), accepted.updated_at)
+    seen = {"dr.santos": Seen(delivered_at=NOW, displayed_at=later)}
+    first = board.receipts(shown.alert, {"dr.santos": "displayed"}, later, seen=seen)
+    assert first is not None
+    (person,) = first.alert.people
+    assert (person.answer, person.delivered_at, person.displayed_at) == ("accept", NOW, later)
+    assert board.receipts(first.alert, {"dr.santos": "displayed"}, later) is None
 
 
 def test_closed_alert_takes_receipts_silently() -> None:

@@ -18,11 +18,11 @@ from redis.asyncio import Redis
 
 from chatd import tasks
 from chatd.alerts import presence
-from chatd.alerts.model import Priority, Raise, Recorded, Response
+from chatd.alerts.model import Answer, Priority, Raise, Recorded, Response, Seen
 from chatd.alerts.permissions import PRIORITIES, RIGHTS, may_answer, may_raise, raiser
 from chatd.alerts.policies import Policies
 from chatd.alerts.presence import MAX_LATELY, Availed, Here, Presence, PresenceUnavailable, Present
-from chatd.alerts.service import Alerts, _Receipts
+from chatd.alerts.service import Alerts, _Heard, _Receipts
 from chatd.ledger import Ledger, LedgerUnavailable, Transaction
 from chatd.ledger.day_keys import DayKeys
 from context.seal import KeyRing, Sealer
@@ -486,19 +486,55 @@ async def test_receipts_of_many_phones_are_one_event(make: Make) -> None:
     assert (counts["delivered"], counts["displayed"]) == (200, 200)
 
 
+def heard(answer: Answer, alert_id: str = "al-1", user_id: str = "u-1", at: datetime = T0) -> _Heard:
+    seen = Seen(delivered_at=at, displayed_at=at if answer == "displayed" else None)
+    return _Heard(response=response(alert_id, answer, user_id), seen=seen)
+
+
 def test_receipts_wait_a_quarter_of_a_second_and_then_a_second() -> None:
     """The first ones are gathered for 250 ms, those after them until a second after the writing."""
     gathered = _Receipts()
-    gathered.add(response("al-1", "delivered", "u-1"), 1_000)
+    gathered.add(heard("delivered"), 1_000)
     assert (gathered.wait_ms(1_000), gathered.take(1_249)) == (250, {})
-    gathered.add(response("al-1", "delivered", "u-2"), 1_200)
+    gathered.add(heard("delivered", user_id="u-2"), 1_200)
     assert set(gathered.take(1_250)["al-1"]) == {"u-1", "u-2"}
     assert gathered.wait_ms(1_300) is None
-    gathered.add(response("al-1", "displayed", "u-1"), 1_300)
-    gathered.add(response("al-2", "delivered", "u-1"), 1_300)
+    gathered.add(heard("displayed"), 1_300)
+    gathered.add(heard("delivered", "al-2"), 1_300)
     assert set(gathered.take(1_550)) == {"al-2"}
     assert gathered.wait_ms(1_550) == 700
-    assert gathered.take(2_250)["al-1"]["u-1"].answer == "displayed"
+    assert gathered.take(2_250)["al-1"]["u-1"].response.answer == "displayed"
+
+
+def test_receipts_keep_the_first_moment_of_each_kind() -> None:
+    """Two phones of one person, heard in any order: when the first had it and when the first showed it."""
+    gathered = _Receipts()
+    for n, answer in ((3, "displayed"), (1, "delivered"), (5, "displayed"), (4, "delivered")):
+        gathered.add(heard(answer, at=T0 + timedelta(seconds=n)), 1_000)  # type: ignore[arg-type]
+    kept = gathered.take_all()["al-1"]["u-1"]
+    assert kept.response.answer == "displayed"
+    assert kept.seen == Seen(delivered_at=T0 + timedelta(seconds=1), displayed_at=T0 + timedelta(seconds=3))
+
+
+async def test_view_tells_when_each_person_had_it(make: Make) -> None:
+    """Delivered, displayed and accepted keep their own moments, also those that are written after the answer."""
+    node = await make()
+    raised = await node.alerts.raise_(command(), T0)
+    began = node.alerts.now()
+    node.alerts.receipt(response(raised.alert_id, "delivered"))
+    node.alerts.receipt(response(raised.alert_id, "displayed"))
+    await node.alerts.respond(response(raised.alert_id, "accept"), T0 + timedelta(seconds=2))
+    accepted = node.events()
+    await node.alerts.flush(T0 + timedelta(seconds=3))
+    view = await node.alerts.view(raised.alert_id)
+    assert view is not None
+    person = next(each for each in view.people if each.user_id == response(raised.alert_id, "accept").user_id)
+    assert (person.answer, person.accepted_at) == ("accept", T0 + timedelta(seconds=2))
+    assert person.delivered_at is not None
+    assert person.displayed_at is not None
+    assert began - timedelta(milliseconds=1) <= person.delivered_at <= person.displayed_at <= node.alerts.now()
+    # No phone need hear of a moment.
+    assert node.events() == accepted
 
 
 async def test_receipts_outlive_a_ledger_that_is_away(make: Make, tmp_path: Path) -> None:

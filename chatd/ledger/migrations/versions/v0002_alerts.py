@@ -120,6 +120,9 @@ def upgrade() -> None:
         sa.Column("step", sa.Integer, nullable=False),
         sa.Column("eta_at", sa.BigInteger, nullable=True),
         sa.Column("slot", sa.String(128), nullable=True),
+        sa.Column("delivered_at", sa.BigInteger, nullable=True),
+        sa.Column("displayed_at", sa.BigInteger, nullable=True),
+        sa.Column("accepted_at", sa.BigInteger, nullable=True),
     )
     op.create_table(
         "alert_events",
