@@ -34,6 +34,7 @@ class ErrorCode(enum.StrEnum):
     STALE_CONTEXT = "stale_context"
     ALERT_CLOSED = "alert_closed"
     SLOT_TAKEN = "slot_taken"
+    HANDOVER_ENDED = "handover_ended"
     ROLE_UNASSIGNED = "role_unassigned"
     SESSION_EXPIRED = "session_expired"
     INTERNAL = "internal"
@@ -125,6 +126,11 @@ ERRORS: dict[ErrorCode, ErrorText] = {
         False,
         "Somebody else has this place; choose another.",
         "Outra pessoa já tem este lugar; escolha outro.",
+    ),
+    ErrorCode.HANDOVER_ENDED: ErrorText(
+        False,
+        "This hand-over is no longer open; look who has the alert.",
+        "Esta passagem já não está aberta; veja quem tem o alerta.",
     ),
     ErrorCode.ROLE_UNASSIGNED: ErrorText(
         False,

@@ -105,25 +105,40 @@ class AlertRaise(Frame, frozen=True, kw_only=True, tag="alert_raise"):
 
 
 class AlertResponse(Frame, frozen=True, kw_only=True, tag="alert_response"):
-    """One person's answer to an alert."""
+    """One person's answer to an alert. ``colleague``: with ``hand_over``, who is asked; with ``take_over`` and
+    ``refuse_handover``, whose it is where several ask."""
 
     client_msg_id: Id
     alert_id: Id
-    answer: Literal["delivered", "displayed", "accept", "decline", "done", "stand_down"]
+    answer: Literal[
+        "delivered",
+        "displayed",
+        "accept",
+        "decline",
+        "done",
+        "stand_down",
+        "hand_over",
+        "take_over",
+        "refuse_handover",
+        "revoke_handover",
+    ]
     eta_min: Annotated[int, Meta(ge=0, le=1440)] | None = None
     reason: OptionalText | None = None
     slot: Id | None = None
+    colleague: Id | None = None
 
 
 class ActionCommand(Frame, frozen=True, kw_only=True, tag="action"):
-    """One step of a quick action: prepare gives a token, confirm spends it, dismiss needs a reason code."""
+    """One step of a quick action: prepare gives a token, confirm spends it, dismiss needs a reason code, and hand_over
+    makes an alert of it that ``colleague`` is asked to take over."""
 
     client_msg_id: Id
     action_id: Id
-    step: Literal["prepare", "confirm", "dismiss"]
+    step: Literal["prepare", "confirm", "dismiss", "hand_over"]
     confirm_token: Annotated[str, Meta(max_length=512)] | None = None
     second_identifier: Annotated[str, Meta(max_length=128)] | None = None
     reason: OptionalText | None = None
+    colleague: Id | None = None
 
 
 class ContextSet(Frame, frozen=True, kw_only=True, tag="context_set"):
@@ -570,7 +585,7 @@ class AlertSlot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AlertHolder(msgspec.Struct, frozen=True, kw_only=True):
-    """One person's answer to an alert. ``answer``: accept, decline or done; the last one counts."""
+    """One person's answer to an alert. ``answer``: accept, decline, handed_over or done; the last one counts."""
 
     user_id: str
     answer: str
@@ -580,6 +595,15 @@ class AlertHolder(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+class AlertHandover(msgspec.Struct, frozen=True, kw_only=True):
+    """``from`` asks ``to`` to take an alert over. Until they do it is ``from``'s; the offer ends at ``until``."""
+
+    from_: str = msgspec.field(name="from")
+    to: str
+    at: str
+    until: str
+
+
 class SystemNotification(Frame, frozen=True, kw_only=True, tag="system_notification"):
     """An alert, the same bytes for every phone of the department. Durable by ``alert_seq``.
 
@@ -587,7 +611,8 @@ class SystemNotification(Frame, frozen=True, kw_only=True, tag="system_notificat
     one of its roles or the department; ``joined`` brings new words and does not ring; ``stood_down``, ``resolved`` and
     ``expired`` end it. ``state`` is the alert's after the event. ``raised_at``: of the alert; ``timestamp``: of this
     event. ``bundled``: alerts like it that were joined to it. ``by``: through whom it happened. ``who``: as in
-    ``alert_update``. ``reached``: with ``stood_down``, the users whose phones have it.
+    ``alert_update``. ``reached``: with ``stood_down``, the users whose phones have it. ``handovers``: the offers to take
+    it over that stand.
     """
 
     priority: str
@@ -616,6 +641,7 @@ class SystemNotification(Frame, frozen=True, kw_only=True, tag="system_notificat
     who: tuple[AlertHolder, ...] = ()
     reached: tuple[str, ...] = ()
     resolve_by: str | None = None
+    handovers: tuple[AlertHandover, ...] = ()
 
 
 class AlertCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -632,7 +658,8 @@ class AlertUpdate(Frame, frozen=True, kw_only=True, tag="alert_update"):
     """A change of an alert's state. Durable by ``alert_seq``. ``event``: what happened, ``by``: through whom.
 
     ``who``: the answers of people so far, without those whose phones have merely received it (``counts`` has these),
-    in the order in which they were given: of those who accept, the first has it.
+    in the order in which they were given: of those who accept, the first has it. ``handovers``: the offers to take it
+    over that stand; ``handover``: the one that this event is about.
     """
 
     alert_id: str
@@ -647,13 +674,17 @@ class AlertUpdate(Frame, frozen=True, kw_only=True, tag="alert_update"):
     slots: tuple[AlertSlot, ...] = ()
     resolve_by: str | None = None
     timestamp: str = ""
+    handovers: tuple[AlertHandover, ...] = ()
+    handover: AlertHandover | None = None
 
 
 class ActionUpdate(Frame, frozen=True, kw_only=True, tag="action_update"):
     """What has become of a quick action. Durable; ``confirm_token`` goes only to the one who prepared it."""
 
     action_id: str
-    status: Literal["prepared", "confirmed", "sent", "accepted", "done", "failed", "expired", "dismissed"]
+    status: Literal[
+        "prepared", "confirmed", "sent", "accepted", "done", "failed", "expired", "dismissed", "handed_over"
+    ]
     by: str = ""
     at: str = ""
     confirm_token: str | None = None
