@@ -69,6 +69,8 @@ RETIRE_EVERY_S: Final = 3_600.0
 STEP_S: Final = 60.0
 #: Open alerts of a department in a snapshot; a ward with more has other worries, and the ledger has them all.
 MAX_OPEN: Final = 200
+#: Departments whose open alerts are kept; the one that was read longest ago is forgotten.
+MAX_OPEN_KEPT: Final = 32
 #: A machine speaks for many patients: so many times a person's raises a minute.
 SERVICE_TIMES: Final = 10
 #: Raisers whose raises of the last minute are counted; the one that has been quiet longest is forgotten.
@@ -174,7 +176,7 @@ class Raising:
                 return same
         if not self._may_be_storm:
             return None
-        found = alert_rows.open_alerts(tx, keys, department, MAX_OPEN)
+        found = alert_rows.open_alerts(tx, keys, department, MAX_OPEN, who="nobody")
         target = board.storm_target(found, command, policy, now)
         held = None if target is None else alert_rows.lock(tx, keys, target.alert_id)
         return held if held is not None and board.may_join(held, command, now) else None
@@ -199,6 +201,7 @@ class Alerts:
         node_id: str,
         retention_days: int = 30,
         raises_per_minute: int = 120,
+        self._open: OrderedDict[str, _Open] = OrderedDict()
     ) -> None:
         """``mac_key``: 32 bytes, the same on every gateway (``Sealer.derive``)."""
         self.keys = keys
@@ -334,6 +337,9 @@ class Alerts:
         else:
             metrics.ALERT_RECEIPTS_DROPPED.inc()
 
+        What was read before is given again while the department's log has no newer event, whichever gateway writes
+        it: phones that come back at once cost one row each.
+
     async def flush(self, now: datetime | None = None) -> None:
         """Write every receipt that waits: when the gateway ends, and in tests."""
         await self._write_receipts(self._receipts.take_all(), now or self.now())
@@ -358,8 +364,24 @@ class Alerts:
         Raises:
             LedgerUnavailable: The ledger does not answer.
         """
-        found = await self._ledger.read(lambda tx: alert_rows.open_alerts(tx, self.keys, department, MAX_OPEN))
-        return tuple(self._notification(alert) for alert in found)
+        kept = self._open.get(department)
+
+        def work(tx: Transaction) -> _Open:
+            # The number first: what is read after it is as new as it, or newer.
+            last_seq = alert_rows.span(tx, department).last_seq
+            if kept is not None and kept.last_seq == last_seq:
+                return kept
+            # Who has a receipt and no answer is told by no notification.
+            found = alert_rows.open_alerts(tx, self.keys, department, MAX_OPEN, who="answered")
+            return _Open(last_seq=last_seq, alerts=tuple(self._notification(alert) for alert in found))
+
+        found = await self._ledger.read(work)
+        if found is not kept:
+            self._open[department] = found
+            self._open.move_to_end(department)
+            while len(self._open) > MAX_OPEN_KEPT:
+                self._open.popitem(last=False)
+        return found.alerts
 
     async def view(self, alert_id: str) -> View | None:
         """Who has an alert, and who of its department can be reached now; None if there is none.
@@ -635,6 +657,13 @@ class _Heard(msgspec.Struct, frozen=True, kw_only=True):
         """Both of them as one."""
         shown = [at for at in (self.seen.displayed_at, later.seen.displayed_at) if at is not None]
         return _Heard(
+class _Open(msgspec.Struct, frozen=True, kw_only=True):
+    """A department's open alerts, as the event ``last_seq`` of its log left them, or a later one."""
+
+    last_seq: int
+    alerts: tuple[SystemNotification, ...]
+
+
             response=later.response if self.response.answer == "delivered" else self.response,
             seen=Seen(
                 delivered_at=min(self.seen.delivered_at, later.seen.delivered_at), displayed_at=min(shown, default=None)

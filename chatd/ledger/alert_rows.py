@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
-from sqlalchemy import ColumnElement, RowMapping, and_, bindparam, delete, exists, func, select, union, update
+from sqlalchemy import ColumnElement, RowMapping, Select, and_, bindparam, delete, exists, func, select, union, update
 from sqlalchemy import insert as sql_insert
 from sqlalchemy.dialects import postgresql, sqlite
 
-from chatd.alerts.model import CLOSED, Alert, Happened, Person, Recorded, Span, Timer
+from chatd.alerts.model import CLOSED, RECEIPTS, Alert, Happened, Person, Recorded, Span, Timer
 from chatd.ledger.day_keys import DayKeys
 from chatd.ledger.rows import Transaction
 from chatd.ledger.tables import (
@@ -70,6 +70,10 @@ _PEOPLE = (
     .where(alert_people.c.alert_id.in_(bindparam("ids", expanding=True)))
     .order_by(alert_people.c.alert_id, alert_people.c.n)
 )
+_ANSWERED = _PEOPLE.where(alert_people.c.answer.not_in(("addressed", *sorted(RECEIPTS))))
+#: Whose rows are read with open alerts: ``all``, those who have ``answered``, or ``nobody``.
+Who = Literal["all", "answered", "nobody"]
+_WHO: Final = {"all": _PEOPLE, "answered": _ANSWERED}
 _UPSERT_PEOPLE: Final = {
     name: statement.on_conflict_do_update(
         index_elements=["alert_id", "user_id"], set_={column: statement.excluded[column] for column in _PERSON}
@@ -260,15 +264,13 @@ def span(tx: Transaction, department: str) -> Span:
     return Span(first_seq=1, last_seq=0) if row is None else Span(first_seq=row.first_seq, last_seq=row.alert_seq)
 
 
-def open_alerts(
-    tx: Transaction, keys: DayKeys, department: str, limit: int, *, with_people: bool = True
-) -> tuple[Alert, ...]:
+def open_alerts(tx: Transaction, keys: DayKeys, department: str, limit: int, *, who: Who = "all") -> tuple[Alert, ...]:
     """At most ``limit`` alerts of a department that are not closed: most urgent first, of these the oldest first.
 
     ``with_people`` False leaves ``people`` empty, for who does not need them: they are most of the rows.
     """
     found = tx.connection.execute(_OPEN, {"of": department, "limit": limit}).mappings().all()
-    people = _people(tx, [row["alert_id"] for row in found]) if with_people else {}
+    people = {} if who == "nobody" else _people(tx, [row["alert_id"] for row in found], _WHO[who])
     return tuple(_opened(tx, keys, row, people.get(row["alert_id"], [])) for row in found)
 
 
@@ -421,9 +423,9 @@ def _person_columns(alert: Alert, n: int) -> dict[str, Any]:
     }
 
 
-def _people(tx: Transaction, alert_ids: Iterable[str]) -> dict[str, list[RowMapping]]:
+def _people(tx: Transaction, alert_ids: Iterable[str], statement: Select[Any] = _PEOPLE) -> dict[str, list[RowMapping]]:
     found: dict[str, list[RowMapping]] = {}
-    for row in tx.connection.execute(_PEOPLE, {"ids": list(alert_ids)}).mappings():
+    for row in tx.connection.execute(statement, {"ids": list(alert_ids)}).mappings():
         found.setdefault(row["alert_id"], []).append(row)
     return found
 
