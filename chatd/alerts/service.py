@@ -201,7 +201,6 @@ class Alerts:
         node_id: str,
         retention_days: int = 30,
         raises_per_minute: int = 120,
-        self._open: OrderedDict[str, _Open] = OrderedDict()
     ) -> None:
         """``mac_key``: 32 bytes, the same on every gateway (``Sealer.derive``)."""
         self.keys = keys
@@ -223,6 +222,7 @@ class Alerts:
         self._is_due = asyncio.Event()
         self._covers: dict[tuple[str, str], bool] = {}
         self._has_covers = asyncio.Event()
+        self._open: OrderedDict[str, _Open] = OrderedDict()
 
     def now(self) -> datetime:
         """The time by which alerts are raised, answered and escalated."""
@@ -337,9 +337,6 @@ class Alerts:
         else:
             metrics.ALERT_RECEIPTS_DROPPED.inc()
 
-        What was read before is given again while the department's log has no newer event, whichever gateway writes
-        it: phones that come back at once cost one row each.
-
     async def flush(self, now: datetime | None = None) -> None:
         """Write every receipt that waits: when the gateway ends, and in tests."""
         await self._write_receipts(self._receipts.take_all(), now or self.now())
@@ -360,6 +357,9 @@ class Alerts:
 
     async def open_alerts(self, department: str) -> tuple[SystemNotification, ...]:
         """What is not closed, most urgent first, at most 200: as their last frames would say it, without a number.
+
+        What was read before is given again while the department's log has no newer event, whichever gateway writes
+        it: phones that come back at once cost one row each.
 
         Raises:
             LedgerUnavailable: The ledger does not answer.
@@ -634,6 +634,13 @@ class _Outcome(msgspec.Struct, frozen=True, kw_only=True):
     is_new: bool = False
 
 
+class _Open(msgspec.Struct, frozen=True, kw_only=True):
+    """A department's open alerts, as the event ``last_seq`` of its log left them, or a later one."""
+
+    last_seq: int
+    alerts: tuple[SystemNotification, ...]
+
+
 class _Lacks(msgspec.Struct, frozen=True, kw_only=True):
     """Something is due in a department whose people are not known yet."""
 
@@ -657,13 +664,6 @@ class _Heard(msgspec.Struct, frozen=True, kw_only=True):
         """Both of them as one."""
         shown = [at for at in (self.seen.displayed_at, later.seen.displayed_at) if at is not None]
         return _Heard(
-class _Open(msgspec.Struct, frozen=True, kw_only=True):
-    """A department's open alerts, as the event ``last_seq`` of its log left them, or a later one."""
-
-    last_seq: int
-    alerts: tuple[SystemNotification, ...]
-
-
             response=later.response if self.response.answer == "delivered" else self.response,
             seen=Seen(
                 delivered_at=min(self.seen.delivered_at, later.seen.delivered_at), displayed_at=min(shown, default=None)
