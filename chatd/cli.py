@@ -136,6 +136,23 @@ def _parser() -> argparse.ArgumentParser:
     alert.add_argument("--to", metavar="WHO", help="role:R or user:U (default: the whole department)")
     alert.add_argument("--policy", metavar="P", help="an escalation policy, e.g. stemi")
 
+    drill = _command(
+        commands, "drill", _drill, "a marked exercise: when does an alert reach each phone of a department"
+    )
+    drill.epilog = (
+        "It is called off at the end, also by Ctrl-C. Exit status: 0 everybody who could be reached got it; 1 somebody "
+        "did not, or nobody could be reached; 2 a wrong call, or the gateway does not answer."
+    )
+    _data_dir(drill)
+    drill.add_argument("department", metavar="DEPARTMENT", help="department id, e.g. cardiology")
+    drill.add_argument("--text", metavar="TEXT", help="what the phones show (default: that it is a drill, to accept)")
+    drill.add_argument("--policy", metavar="P", help="an escalation policy, e.g. stemi (default: that of critical)")
+    drill.add_argument(
+        "--wait", type=float, default=60.0, metavar="S", help="follow it for at most S seconds (default: 60)"
+    )
+    drill.add_argument("--json", action="store_true", help="print the figures as JSON, and nothing else")
+    drill.add_argument("--out", metavar="FOLDER", type=Path, help="write the figures and a plot there")
+
     fhir = commands.add_parser("fhir", help="FHIR R4 records")
     fhir_commands = fhir.add_subparsers(title="commands", required=True, metavar="COMMAND")
     load = _command(fhir_commands, "import", _fhir_import, "import bundles, resources or bulk NDJSON (plain or .gz)")
@@ -347,6 +364,24 @@ def _alert(arguments: argparse.Namespace, settings: Settings) -> int:
         "to": {kind: who} if who else None,
     }
     return raise_alert(Places(settings), arguments.department, body)
+
+
+def _drill(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd import drill
+    from chatd.places import Places
+
+    if not 0 < arguments.wait <= drill.MOST_WAIT_S:
+        print(f"chatd: --wait must be above 0 and at most {drill.MOST_WAIT_S:g} seconds", file=sys.stderr)
+        return drill.NOT_DRILLED
+    return drill.drill(
+        Places(settings),
+        arguments.department,
+        text=arguments.text or drill.TEXT,
+        policy=arguments.policy,
+        wait_s=arguments.wait,
+        as_json=arguments.json,
+        out=arguments.out,
+    )
 
 
 def _staff_name(user_id: str) -> str:
