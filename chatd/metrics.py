@@ -83,7 +83,7 @@ ALERT_RECEIPTS_DROPPED = Counter(
 )
 ALERT_CLOCK_STEPPED = Gauge(
     "chatd_alert_clock_stepped",
-    "1 when the wall clock was set by more than a minute since the start.",
+    "1 when the wall clock, or the ledger's, is off by more than a minute.",
     registry=REGISTRY,
 )
 FEEDBACK = Counter("chatd_feedback_total", "Feedback on answers.", ["useful"], registry=REGISTRY)

@@ -33,7 +33,7 @@ from chatd.alerts.model import (
     Timer,
 )
 from chatd.alerts.policies import Policy
-from chatd.clock import iso_ms
+from chatd.clock import STEP, iso_ms
 from protocols.codec import CodecLimits
 from protocols.errors import ErrorCode, RemoteProtocolError
 from protocols.frames import AlertCounts, AlertHolder, AlertSlot, AlertTarget, AlertUpdate, Reach, SystemNotification
@@ -430,6 +430,30 @@ def fire(
     if effect == "remind":
         return _remind(alert, policy, people_of_step, delegates, now)
     return _close(alert, "expired", "", now)
+
+
+def set_back(alert: Alert, now: datetime) -> Change | None:
+    """An alert that was last changed in what is the future now: by a clock that was wrong. None: it was not.
+
+    Every timer waits from now as long as it had to wait from that change on: none comes early, and none comes hours
+    late because the clock was put right.
+    """
+    by = now - alert.updated_at
+    if alert.state in CLOSED or -by <= STEP:
+        return None
+
+    def back(moment: datetime | None) -> datetime | None:
+        return None if moment is None else _due(moment + by, 0)
+
+    alert = _replace(
+        alert,
+        raised_at=min(alert.raised_at, now),
+        next_ring_at=back(alert.next_ring_at),
+        next_step_at=back(alert.next_step_at),
+        resolve_by=back(alert.resolve_by),
+        expires_at=back(alert.expires_at),
+    )
+    return _change(alert, now)
 
 
 def _escalate(alert: Alert, policy: Policy, people: Sequence[str], delegates: Sequence[str], now: datetime) -> Change:

@@ -40,7 +40,7 @@ from chatd.alerts.model import (
 )
 from chatd.alerts.policies import Policies, Policy
 from chatd.alerts.presence import Presence, PresenceUnavailable, Present
-from chatd.clock import Clock
+from chatd.clock import STEP, Clock, SteadyClock
 from chatd.ledger import Ledger, LedgerUnavailable, Transaction, alert_rows
 from chatd.ledger.day_keys import DayKeys
 from chatd.logs import error_name
@@ -65,8 +65,8 @@ RECEIPTS_EVERY_MS: Final = 1_000
 #: alert rings on, and nobody is told that a phone has it.
 MAX_RECEIPTS: Final = 100_000
 RETIRE_EVERY_S: Final = 3_600.0
-#: A wall clock that differs by more than this from what the monotonic one made of it was set; it did not drift.
-STEP_S: Final = 60.0
+#: The ledger's clock is read this often.
+HEAR_EVERY_MS: Final = 10_000
 #: Open alerts of a department in a snapshot; a ward with more has other worries, and the ledger has them all.
 MAX_OPEN: Final = 200
 #: Departments whose open alerts are kept; the one that was read longest ago is forgotten.
@@ -84,27 +84,6 @@ UNKNOWN_ALERT: Final = "alert_id: unknown"
 OnRecorded = Callable[[str, tuple[Recorded, ...]], None]
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
-
-
-class SteadyClock:
-    """The wall clock as it was at the start, carried on by the monotonic one.
-
-    Steps of an alert are taken by it, so that a wall clock that is set by hours makes no step come early and skips
-    none. ``is_stepped``: the two differ by more than a minute. Then the gateway should be started again as soon as the
-    wall clock is right.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._began, self._began_ms = clock.now(), clock.monotonic_ms()
-
-    def now(self) -> datetime:
-        """The time of alerts, in UTC."""
-        return self._began + timedelta(milliseconds=self._clock.monotonic_ms() - self._began_ms)
-
-    @property
-    def is_stepped(self) -> bool:
-        return abs((self._clock.now() - self.now()).total_seconds()) > STEP_S
 
 
 class Raising:
@@ -466,11 +445,16 @@ class Alerts:
             await tasks.end(loops)
 
     async def _keep_time(self) -> None:
+        heard_ms: int | None = None
         while True:
             metrics.ALERT_CLOCK_STEPPED.set(self.steady.is_stepped)
             # Cleared before the sweep: what becomes due while it runs must not wait for the next one.
             self._is_due.clear()
             try:
+                if heard_ms is None or self._clock.monotonic_ms() - heard_ms >= HEAR_EVERY_MS:
+                    # Before the first sweep: a gateway whose clock is wrong takes no step by it.
+                    await self.hear()
+                    heard_ms = self._clock.monotonic_ms()
                 await self.sweep(self.now())
             except LedgerUnavailable as error:
                 log.warning("alerts_not_swept", error=error_name(error))
@@ -481,6 +465,45 @@ class Alerts:
                     await self._is_due.wait()
                 # What is due now is due at the next whole millisecond of the ledger.
                 await asyncio.sleep(_AT_ONCE_S)
+
+    async def hear(self) -> int:
+        """Read the ledger's clock, and set back what a wrong clock has put into the future; gives how many alerts.
+
+        Raises:
+            LedgerUnavailable: The time goes on as it did.
+        """
+        asked_ms = self._clock.monotonic_ms()
+        by = self.steady.hear(await self._ledger.clock(), asked_ms)
+        if by:
+            log.warning("alert_time_set", by_s=round(by.total_seconds()))
+        now = self.now()
+        failed: set[str] = set()
+        count = 0
+        while count < SWEEP_ALERTS and len(failed) <= MAX_FAILED:
+            found = await self._ledger.transact(partial(self._set_back_next, failed=failed, now=now))
+            if found is None:
+                break
+            if isinstance(found, _Failed):
+                failed.add(found.alert_id)
+                log.error("alert_not_advanced", alert_id=found.alert_id, error=found.error)
+            else:
+                count += 1
+        if count:
+            log.warning("alerts_set_back", count=count)
+        return count
+
+    def _set_back_next(self, tx: Transaction, failed: set[str], now: datetime) -> _Outcome | _Failed | None:
+        alert_id = next(
+            (each for each in alert_rows.ahead(tx, now + STEP, 1 + len(failed)) if each not in failed), None
+        )
+        if alert_id is None:
+            return None
+        try:
+            alert = alert_rows.lock(tx, self.keys, alert_id)
+            change = None if alert is None else board.set_back(alert, now)
+        except (SealError, msgspec.MsgspecError) as error:
+            return _Failed(alert_id=alert_id, error=error_name(error))
+        return None if change is None else self.record(tx, change)
 
     async def sweep(self, now: datetime) -> int:
         """Take what is due at ``now``, at most ``SWEEP_ALERTS``, each in a transaction of its own; gives how many.

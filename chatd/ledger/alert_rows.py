@@ -90,6 +90,13 @@ _DUE_ALERTS = (
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)
 )
+_AHEAD = (
+    select(alerts.c.alert_id)
+    .where(alerts.c.next_due_at > bindparam("moment"), alerts.c.updated_at > bindparam("moment"))
+    .order_by(alerts.c.next_due_at, alerts.c.alert_id)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
 _DUE_TIMERS = (
     select(alert_timers)
     .where(alert_timers.c.alert_id.in_(bindparam("ids", expanding=True)), alert_timers.c.due_at <= bindparam("now"))
@@ -204,6 +211,11 @@ def due(tx: Transaction, now: datetime, limit: int) -> list[tuple[str, Timer]]:
     for row in rows:
         earliest.setdefault(row.alert_id, Timer(kind=row.kind, due_at=row.due_at))
     return list(earliest.items())
+
+
+def ahead(tx: Transaction, moment: datetime, limit: int) -> list[str]:
+    """At most ``limit`` alerts that were changed after ``moment`` and wait for longer; they are held, as by ``due``."""
+    return list(tx.connection.execute(_AHEAD, {"moment": moment, "limit": limit}).scalars())
 
 
 def append(

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -138,6 +139,19 @@ class Ledger:
             LedgerUnavailable: As ``transact``.
         """
         return await self._call(lambda: self._transaction(work, write=False))
+
+    async def clock(self) -> datetime | None:
+        """The time by the database's own clock; None on SQLite, which has the machine's.
+
+        Raises:
+            LedgerUnavailable: As ``transact``.
+        """
+        if self._engine.dialect.name != "postgresql":
+            return None
+        found: datetime = await self.read(
+            lambda tx: tx.connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+        )
+        return found.astimezone(UTC)
 
     async def healthy(self) -> bool:
         """True if the ledger took a write just now. It costs a commit: ask every few seconds, not per request."""
