@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from chatd.alerts import handover
 from chatd.alerts.model import (
     BYSTANDER,
     CLOSED,
@@ -22,6 +23,7 @@ from chatd.alerts.model import (
     Answer,
     Change,
     Event,
+    Handover,
     Happened,
     Person,
     Priority,
@@ -36,18 +38,62 @@ from chatd.alerts.policies import Policy
 from chatd.clock import STEP, iso_ms
 from protocols.codec import CodecLimits
 from protocols.errors import ErrorCode, RemoteProtocolError
-from protocols.frames import AlertCounts, AlertHolder, AlertSlot, AlertTarget, AlertUpdate, Reach, SystemNotification
+from protocols.frames import (
+    AlertCounts,
+    AlertHandover,
+    AlertHolder,
+    AlertSlot,
+    AlertTarget,
+    AlertUpdate,
+    Reach,
+    SystemNotification,
+)
 
-Cause = Literal["accept", "decline", "done", "stand_down", "join", "repeat", "step", "remind", "expire"]
-Effect = Literal["take", "decline", "resolve", "stand_down", "join", "ring", "escalate", "remind", "expire"]
+Cause = Literal[
+    "accept",
+    "decline",
+    "done",
+    "stand_down",
+    "hand_over",
+    "take_over",
+    "refuse_handover",
+    "revoke_handover",
+    "join",
+    "repeat",
+    "step",
+    "remind",
+    "expire",
+    "lapse",
+]
+Effect = Literal[
+    "take",
+    "decline",
+    "resolve",
+    "stand_down",
+    "offer",
+    "take_over",
+    "refuse",
+    "revoke",
+    "join",
+    "ring",
+    "escalate",
+    "remind",
+    "expire",
+    "lapse",
+]
 
 _OPEN: Final[dict[Cause, Effect]] = {
     "accept": "take",
     "decline": "decline",
     "done": "resolve",
     "stand_down": "stand_down",
+    "hand_over": "offer",
+    "take_over": "take_over",
+    "refuse_handover": "refuse",
+    "revoke_handover": "revoke",
     "join": "join",
     "expire": "expire",
+    "lapse": "lapse",
 }
 #: What may happen in which state. What a row lacks does not: a person is told ``alert_closed``, a timer came late.
 LIFE: Final[dict[State, dict[Cause, Effect]]] = {
@@ -60,7 +106,7 @@ LIFE: Final[dict[State, dict[Cause, Effect]]] = {
 }
 
 #: How far a person has come with an alert; an answer of a higher rank is not undone by one of a lower.
-_RANK: Final = {"addressed": 0, "delivered": 1, "displayed": 2, "accept": 3, "decline": 3, "done": 4}
+_RANK: Final = {"addressed": 0, "delivered": 1, "displayed": 2, "accept": 3, "decline": 3, "handed_over": 3, "done": 4}
 _PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
 #: This many alerts of one raiser in one minute are a storm: nobody reads a sixth while five are ringing.
 STORM_ALERTS: Final = 5
@@ -75,12 +121,17 @@ def timers(alert: Alert) -> tuple[Timer, ...]:
     """All timers of an alert: at most one of each kind, none of a closed one."""
     if alert.state in CLOSED:
         return ()
+    found = []
+    lapses_at = handover.lapses_at(alert)
+    if lapses_at is not None:
+        found.append(Timer(kind="lapse", due_at=lapses_at))
     if alert.state == "in_progress":
         # Somebody is at it: it does not end by itself before they were asked.
         if alert.resolve_by is not None:
-            return (Timer(kind="remind", due_at=alert.resolve_by),)
-        return (Timer(kind="expire", due_at=alert.expires_at),) if alert.expires_at else ()
-    found = []
+            found.append(Timer(kind="remind", due_at=alert.resolve_by))
+        elif alert.expires_at is not None:
+            found.append(Timer(kind="expire", due_at=alert.expires_at))
+        return tuple(found)
     if alert.next_ring_at is not None:
         found.append(Timer(kind="repeat", due_at=alert.next_ring_at))
     if alert.next_step_at is not None and alert.state == "delivering":
@@ -173,7 +224,28 @@ def raise_(
         reach=reach or Reach(),
     )
     alert = _call(_ring_first(alert, policy, now), people, delegates, now)
-    return _change(alert, now, ("raised", command.raised_by))
+    if command.hand_to is None:
+        return _change(alert, now, ("raised", command.raised_by))
+    return _raised_to_hand_over(alert, command, policy, now)
+
+
+def _raised_to_hand_over(alert: Alert, command: Raise, policy: Policy, now: datetime) -> Change:
+    """An alert that its raiser has from the first moment, and offers: it never was nobody's, and rings nobody."""
+    raiser = Person(user_id=command.raised_by, at=now, step=alert.step, answer="accept", accepted_at=now)
+    alert = _held_if_whole(_replace(alert, people=_with(alert.people, raiser)), policy, now)
+    asking = Response(
+        key=command.key,
+        user_id=command.raised_by,
+        roles=(),
+        department=command.department,
+        alert_id=alert.alert_id,
+        answer="hand_over",
+        colleague=command.hand_to,
+    )
+    alert, made = handover.offer(alert, raiser, asking, now, _due(now, handover.OFFER_S))
+    change = _handed(alert, "handover_offered", command.raised_by, made, now)
+    raised = Happened(event="raised", at=now, by=command.raised_by)
+    return _replace(change, events=(raised, *change.events))
 
 
 def may_join(alert: Alert, command: Raise, now: datetime) -> bool:
@@ -339,16 +411,23 @@ def _take(alert: Alert, response: Response, policy: Policy, now: datetime) -> Ch
     if not alert.requires_action:
         # Seen by somebody: it need not be brought to others, and stays for those who have not seen it.
         alert = _replace(alert, state="delivering", next_step_at=None)
-    elif is_held(alert) and (alert.state != "in_progress" or alert.is_reminded):
-        alert = _replace(
-            alert,
-            state="in_progress",
-            next_ring_at=None,
-            next_step_at=None,
-            is_reminded=False,
-            resolve_by=_due(now, policy.resolve_within_s),
-        )
+    else:
+        alert = _held_if_whole(alert, policy, now)
     return _change(alert, now, ("accepted", user_id))
+
+
+def _held_if_whole(alert: Alert, policy: Policy, now: datetime) -> Alert:
+    """After somebody has come: quiet, and asked about later, if nobody else need come. Said again, the time is new."""
+    if not is_held(alert) or (alert.state == "in_progress" and not alert.is_reminded):
+        return alert
+    return _replace(
+        alert,
+        state="in_progress",
+        next_ring_at=None,
+        next_step_at=None,
+        is_reminded=False,
+        resolve_by=_due(now, policy.resolve_within_s),
+    )
 
 
 def _decline(alert: Alert, response: Response, policy: Policy, now: datetime) -> Change:
@@ -387,17 +466,63 @@ def _stand_down(alert: Alert, response: Response, policy: Policy, now: datetime)
     return _close(alert, "stood_down", response.user_id, now)
 
 
+# --- handing over -------------------------------------------------------------------------------------------
+
+
+def _offer(alert: Alert, response: Response, _policy: Policy, now: datetime) -> Change:
+    known = _known(alert, response, now)
+    alert, made = handover.offer(alert, known, response, now, _due(now, handover.OFFER_S))
+    return _handed(alert, "handover_offered", response.user_id, made, now)
+
+
+def _take_over(alert: Alert, response: Response, policy: Policy, now: datetime) -> Change:
+    offered = handover.offered_to(alert, response.user_id, response.colleague)
+    taken = handover.take(alert, offered, _known(alert, response, now), response, now)
+    return _handed(_held_if_whole(taken, policy, now), "handed_over", response.user_id, offered, now)
+
+
+def _refuse(alert: Alert, response: Response, _policy: Policy, now: datetime) -> Change:
+    offered = handover.offered_to(alert, response.user_id, response.colleague)
+    return _handed(handover.without(alert, offered), "handover_refused", response.user_id, offered, now)
+
+
+def _revoke(alert: Alert, response: Response, _policy: Policy, now: datetime) -> Change:
+    offered = handover.offered_by(alert, response.user_id)
+    return _handed(handover.without(alert, offered), "handover_revoked", response.user_id, offered, now)
+
+
+def _lapse(alert: Alert, now: datetime) -> Change:
+    """What nobody has taken stays with who offered it, and all hear so."""
+    lapsed = tuple(each for each in alert.handovers if each.until <= now)
+    change = _change(handover.without(alert, *lapsed), now)
+    events = tuple(Happened(event="handover_lapsed", at=now, handover=each) for each in lapsed)
+    return _replace(change, events=events)
+
+
+def _handed(alert: Alert, event: Event, by: str, about: Handover, now: datetime) -> Change:
+    change = _change(alert, now)
+    return _replace(change, events=(Happened(event=event, at=now, by=by, handover=about),))
+
+
 _CAUSES: Final[dict[Answer, Cause]] = {
     "accept": "accept",
     "decline": "decline",
     "done": "done",
     "stand_down": "stand_down",
+    "hand_over": "hand_over",
+    "take_over": "take_over",
+    "refuse_handover": "refuse_handover",
+    "revoke_handover": "revoke_handover",
 }
 _BY_PEOPLE: Final[dict[Effect, Callable[[Alert, Response, Policy, datetime], Change]]] = {
     "take": _take,
     "decline": _decline,
     "resolve": _resolve,
     "stand_down": _stand_down,
+    "offer": _offer,
+    "take_over": _take_over,
+    "refuse": _refuse,
+    "revoke": _revoke,
 }
 
 
@@ -429,6 +554,8 @@ def fire(
         return _escalate(alert, policy, people_of_step, delegates, now)
     if effect == "remind":
         return _remind(alert, policy, people_of_step, delegates, now)
+    if effect == "lapse":
+        return _lapse(alert, now)
     return _close(alert, "expired", "", now)
 
 
@@ -506,6 +633,8 @@ def frame(alert: Alert, happened: Happened, alert_seq: int, policy: Policy) -> S
         slots=_slots(alert),
         resolve_by=_iso(alert.resolve_by),
         timestamp=iso_ms(happened.at),
+        handovers=_handovers(alert.handovers),
+        handover=None if happened.handover is None else _handovers((happened.handover,))[0],
     )
 
 
@@ -539,6 +668,7 @@ def notification(alert: Alert, happened: Happened, alert_seq: int, policy: Polic
         who=_who(alert),
         reached=reached(alert) if happened.event == "stood_down" else (),
         resolve_by=_iso(alert.resolve_by),
+        handovers=_handovers(alert.handovers),
     )
 
 
@@ -590,6 +720,12 @@ def _slots(alert: Alert) -> tuple[AlertSlot, ...]:
     )
 
 
+def _handovers(offers: Iterable[Handover]) -> tuple[AlertHandover, ...]:
+    return tuple(
+        AlertHandover(from_=each.giver, to=each.taker, at=iso_ms(each.at), until=iso_ms(each.until)) for each in offers
+    )
+
+
 def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else iso_ms(moment)
 
@@ -606,7 +742,7 @@ def _due(now: datetime, after_s: int) -> datetime:
 
 
 def _change(alert: Alert, now: datetime, *events: tuple[Event, str]) -> Change:
-    alert = _replace(alert, updated_at=now)
+    alert = _replace(alert, updated_at=now, handovers=handover.standing(alert))
     return Change(
         alert=alert,
         events=tuple(Happened(event=event, at=now, by=by) for event, by in events),
@@ -660,9 +796,9 @@ def _call(alert: Alert, people: Sequence[str], delegates: Sequence[str], now: da
 
 
 def _all_declined(alert: Alert) -> bool:
-    """Whether the present step has people and every one of them has declined."""
+    """Whether the present step has people and every one of them has declined, or has given it to one who has."""
     answers = {person.answer for person in alert.people if person.step == alert.step}
-    return answers == {"decline"}
+    return "decline" in answers and answers <= {"decline", "handed_over"}
 
 
 def _first_target(alert: Alert) -> AlertTarget:

@@ -22,6 +22,7 @@ CLOSED: Final[frozenset[State]] = frozenset(("resolved", "stood_down", "expired"
 
 #: Every change is one event with the next ``alert_seq`` of its department. ``receipts``: phones have received or shown
 #: it (many at once). ``joined``: another alert like it came and was bundled. ``reminded``: accepted, not done in time.
+#: ``handover_*`` and ``handed_over``: what ``chatd.alerts.handover`` tells.
 Event = Literal[
     "raised",
     "repeated",
@@ -35,6 +36,11 @@ Event = Literal[
     "resolved",
     "stood_down",
     "expired",
+    "handover_offered",
+    "handed_over",
+    "handover_refused",
+    "handover_revoked",
+    "handover_lapsed",
 ]
 #: Sent as ``system_notification``, with the alert's text; every other event as ``alert_update``.
 NOTIFYING: Final[frozenset[Event]] = frozenset(
@@ -43,12 +49,24 @@ NOTIFYING: Final[frozenset[Event]] = frozenset(
 #: Those of them that ring; ``joined`` brings changed words and rings no phone by itself.
 RINGING: Final[frozenset[Event]] = frozenset(("raised", "repeated", "escalated"))
 
-Answer = Literal["delivered", "displayed", "accept", "decline", "done", "stand_down"]
+Answer = Literal[
+    "delivered",
+    "displayed",
+    "accept",
+    "decline",
+    "done",
+    "stand_down",
+    "hand_over",
+    "take_over",
+    "refuse_handover",
+    "revoke_handover",
+]
 #: What phones say by themselves; nobody has decided anything.
 RECEIPTS: Final[frozenset[Answer]] = frozenset(("delivered", "displayed"))
 
 #: ``repeat``: ring again. ``step``: the policy's next step. ``remind``: accepted and not done. ``expire``: the end.
-TimerKind = Literal["repeat", "step", "remind", "expire"]
+#: ``lapse``: an offer to take it over that nobody has taken.
+TimerKind = Literal["repeat", "step", "remind", "expire", "lapse"]
 
 
 #: Where a phone may be heard from. A wall board is nobody's.
@@ -78,7 +96,8 @@ class Raise(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody wants an alert. ``key`` is the caller's idempotency key: the same one again is the same alert.
 
     ``department``: whose phones get it. ``raised_by``: a user id, or ``service:NAME``. ``policy``: an id of
-    ``policies``; None: by the department and priority.
+    ``policies``; None: by the department and priority. ``hand_to``: the raiser has it from the first moment, rings
+    nobody, and offers it to this colleague: how a proposed action is handed over.
     """
 
     key: str
@@ -92,6 +111,7 @@ class Raise(msgspec.Struct, frozen=True, kw_only=True):
     policy: str | None = None
     dedup_key: str | None = None
     is_drill: bool = False
+    hand_to: str | None = None
 
 
 class Raised(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +124,8 @@ class Raised(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
-    """One person's answer. ``key``: the idempotency key of ``user_id``."""
+    """One person's answer. ``key``: the idempotency key of ``user_id``. ``colleague``: to whom it is handed over, or
+    from whom it is taken; None there: the first who asks."""
 
     key: str
     user_id: str
@@ -115,6 +136,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     eta_min: int | None = None
     reason: str | None = None
     slot: str | None = None
+    colleague: str | None = None
 
 
 #: ``Person.step`` of somebody whom no step has addressed.
@@ -123,9 +145,10 @@ BYSTANDER: Final = -1
 
 class Person(msgspec.Struct, frozen=True, kw_only=True):
     """Where one person stands with one alert. ``answer``: the furthest: addressed, delivered, displayed, accept,
-    decline, done. ``at``: since when. ``step``: the last of the policy's steps that addressed them; ``BYSTANDER``:
-    none has, their phone has it because every phone of the department has. ``delivered_at``, ``displayed_at``: when the
-    first of their phones said so, as the gateway heard it; None: no phone has. ``accepted_at``: the first time."""
+    decline, handed_over, done. ``at``: since when. ``step``: the last of the policy's steps that addressed them;
+    ``BYSTANDER``: none has, their phone has it because every phone of the department has. ``delivered_at``,
+    ``displayed_at``: when the first of their phones said so, as the gateway heard it; None: no phone has.
+    ``accepted_at``: the first time."""
 
     user_id: str
     answer: str = "addressed"
@@ -162,6 +185,17 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     roles_named: tuple[str, ...] = ()
 
 
+class Handover(msgspec.Struct, frozen=True, kw_only=True):
+    """``giver`` asks ``taker`` to take an alert over from them, from ``at`` to ``until``; until it is taken it stays
+    the giver's. ``places``: in a team, the ids of the places that the giver could have filled when they had none."""
+
+    giver: str
+    taker: str
+    at: datetime
+    until: datetime
+    places: tuple[str, ...] = ()
+
+
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
     """One alert as it stands.
 
@@ -169,7 +203,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     the present step addresses. ``also``: whom it rings beside them: earlier steps' targets, and delegates of people who
     cannot come. ``next_step_at``, ``next_ring_at``, ``resolve_by``, ``expires_at``: its timers (``board.timers``), in
     whole milliseconds. ``is_reminded``: accepted, and the holders were asked once whether it is done. ``reach``: whom
-    it could reach when it was raised; what the raiser was told, and is told again under the same key.
+    it could reach when it was raised; what the raiser was told, and is told again under the same key. ``handovers``:
+    the offers that stand, at most one of each giver.
     """
 
     alert_id: str
@@ -198,6 +233,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     next_ring_at: datetime | None = None
     is_reminded: bool = False
     reach: Reach = Reach()
+    handovers: tuple[Handover, ...] = ()
 
 
 class Timer(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,11 +244,13 @@ class Timer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Happened(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of an alert; it gets its ``alert_seq`` in the transaction that records it."""
+    """One event of an alert; it gets its ``alert_seq`` in the transaction that records it. ``handover``: the offer that
+    it is about, for the events of a hand-over."""
 
     event: Event
     at: datetime
     by: str = ""
+    handover: Handover | None = None
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
