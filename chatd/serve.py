@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import sys
 import threading
 from types import FrameType
 
+import structlog
 import uvicorn
 from starlette.applications import Starlette
 
@@ -21,6 +23,10 @@ from chatd.places import Places
 from chatd.readiness import readiness
 from chatd.settings import Settings
 
+log = structlog.get_logger(__name__)
+
+#: Files beside the phones' sockets: Redis, the ledger and its log, modules, a backlog that is being accepted.
+_OTHER_FILES = 256
 #: Connections that the kernel holds while the loop is busy: a whole hospital comes back at once.
 _BACKLOG = 2048
 #: How long the thread that computes facts may keep the event loop waiting; Python's own 5 ms would be a quarter of
@@ -76,6 +82,7 @@ def serve(settings: Settings, places: Places, *, supervised: bool) -> int:
     """
     writer = logs.set_up(settings.log_level)
     sys.setswitchinterval(_SWITCH_S)
+    make_room(settings.max_connections + settings.redis_max_connections + _OTHER_FILES)
     app = application.build(settings, places)
     config = uvicorn.Config(
         app,
@@ -103,6 +110,23 @@ def serve(settings: Settings, places: Places, *, supervised: bool) -> int:
     finally:
         writer.close()
     return 0
+
+
+def make_room(files: int) -> None:
+    """Raise the soft limit of open files to ``files``; one line of the log where the hard limit is below.
+
+    Without room the next phone would wait in the kernel's backlog and hear nothing.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= files:
+        return
+    wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
+    # Some systems refuse what they name as their hard limit.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    now, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now < files:
+        log.warning("few_files", files=now, wanted=files)
 
 
 async def _serve(server: GatewayServer, app: Starlette, *, supervised: bool) -> None:

@@ -56,7 +56,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     # --- limits ---
     messages_per_minute: int = 10
-    max_connections: int = 200
+    #: What was measured to be held by one process; a whole hospital may come back to one gateway.
+    max_connections: int = 5_000
     #: The wire's own limit; the server closes with 1009 above it.
     max_frame_bytes: int = 65_536
     max_content_chars: int = 4_000

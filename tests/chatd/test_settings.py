@@ -55,4 +55,4 @@ def test_unknown_names_are_told() -> None:
 def test_settings_defaults_hold_together() -> None:
     """The defaults are a legal set."""
     assert Settings().messages_per_minute == 10
-    assert Settings().max_connections == 200
+    assert Settings().max_connections == 5_000
