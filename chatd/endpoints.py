@@ -23,7 +23,7 @@ from chatd import demo, metrics
 from chatd.alerts import communication
 from chatd.alerts.model import Raised
 from chatd.alerts.model import Response as AlertAnswer
-from chatd.alerts.permissions import raiser
+from chatd.alerts.permissions import may_answer, raiser
 from chatd.clock import iso_ms
 from chatd.gateway.alerting import command_of
 from chatd.gateway.auth import Principal, TokenError, mint
@@ -314,6 +314,27 @@ async def _patients(request: Request) -> Response:
     )
 
 
+async def _people(request: Request) -> Response:
+    """Who may be asked to take an alert over: colleagues of the department, as far as presence knows them now."""
+    principal = _principal(request)
+    if principal is None:
+        return _refusal(ErrorCode.UNAUTHORIZED, 401)
+    department = request.path_params["department"]
+    if department not in principal.departments or not may_answer(principal.roles):
+        return _refusal(ErrorCode.FORBIDDEN, 403)
+    present = await _node(request).alerts.colleagues(department)
+    people = [
+        {
+            "user_id": record.user_id,
+            "roles": record.roles,
+            "state": record.state,
+            "is_here": bool(record.channels),
+        }
+        for record in sorted(present.records, key=lambda record: (not record.channels, record.user_id))
+    ]
+    return _json({"people": people, "is_whole": present.is_whole})
+
+
 # --- alerts -------------------------------------------------------------------------------------------------
 
 
@@ -589,6 +610,7 @@ def routes() -> list[BaseRoute]:
         Route("/v1/demo", _demo),
         Route("/v1/demo/token", _demo_token, methods=["POST"]),
         Route("/v1/departments/{department}/patients", _patients),
+        Route("/v1/departments/{department}/people", _people),
         Route("/v1/departments/{department}/alerts", _post_alert, methods=["POST"]),
         Route("/v1/alerts/{alert_id}", _get_alert),
         Route("/v1/alerts/{alert_id}/stand_down", _stand_down, methods=["POST"]),

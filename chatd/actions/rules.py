@@ -35,14 +35,16 @@ class Status(enum.StrEnum):
     FAILED = "failed"
     EXPIRED = "expired"
     DISMISSED = "dismissed"
+    HANDED_OVER = "handed_over"
 
 
 class Step(enum.StrEnum):
-    """What can happen to an action: the first three by a person's command, the others by the server."""
+    """What can happen to an action: the first four by a person's command, the others by the server."""
 
     PREPARE = "prepare"
     CONFIRM = "confirm"
     DISMISS = "dismiss"
+    HAND_OVER = "hand_over"
     EXPIRE = "expire"
     SEND = "send"
     ACCEPT = "accept"
@@ -55,12 +57,14 @@ LIFE: dict[Status, dict[Step, Status]] = {
         Step.PREPARE: Status.PREPARED,
         Step.CONFIRM: Status.CONFIRMED,  # one tap, risk "none" only; ``decide`` asks the others for a token
         Step.DISMISS: Status.DISMISSED,
+        Step.HAND_OVER: Status.HANDED_OVER,
         Step.EXPIRE: Status.EXPIRED,
     },
     Status.PREPARED: {
         Step.PREPARE: Status.PREPARED,  # a second device, or a token that ran out
         Step.CONFIRM: Status.CONFIRMED,
         Step.DISMISS: Status.DISMISSED,
+        Step.HAND_OVER: Status.HANDED_OVER,
         Step.EXPIRE: Status.EXPIRED,
     },
     # Confirmed is a draft in the ledger. Nothing leaves by itself; a connected system moves it on.
@@ -71,6 +75,8 @@ LIFE: dict[Status, dict[Step, Status]] = {
     Status.FAILED: {},
     Status.EXPIRED: {},
     Status.DISMISSED: {},
+    # It was bound to what one person's session knew, so nobody else can confirm it: it goes on as an alert.
+    Status.HANDED_OVER: {},
 }
 
 #: Still to be decided by a person.
@@ -213,7 +219,7 @@ def decide(
     step = Step(command.step)
     if actor.user_id != proposal.user_id or actor.department != proposal.department:
         raise refuse(ErrorCode.FORBIDDEN, "proposed to somebody else")
-    if not _may_act(actor, proposal.action):
+    if step != Step.HAND_OVER and not _may_act(actor, proposal.action):
         raise refuse(ErrorCode.FORBIDDEN, "role")
     if status == Status.EXPIRED or (status in OPEN and now >= proposal.expires_at):
         raise refuse(ErrorCode.ACTION_EXPIRED)
@@ -224,6 +230,10 @@ def decide(
         # Nothing is done to anybody: neither patient nor context needs to be the one of the proposal.
         if not is_dismiss_reason(command.reason):
             raise refuse(ErrorCode.BAD_REQUEST, "reason: a code of the dismiss reasons")
+        return following
+    if step == Step.HAND_OVER:
+        if command.colleague in (None, actor.user_id):
+            raise refuse(ErrorCode.BAD_REQUEST, "colleague: somebody else")
         return following
     if proposal.patient_id is None and needs_patient(proposal.action):
         raise refuse(ErrorCode.BAD_REQUEST, "this action needs a patient")

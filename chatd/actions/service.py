@@ -90,8 +90,8 @@ class Actions:
             actor: Who is speaking, by the connection's token.
             patient: The patient that is open in the session now.
             context_hash: Digest of the layers as they are now.
-            also: What a confirmation does besides its draft, in the same transaction: both, or neither. It is called
-                once, and not for a command that is sent again.
+            also: What a confirmation does besides its draft, or a hand-over besides ending it, in the same
+                transaction: both, or neither. It is called once, and not for a command that is sent again.
         Raises:
             RemoteProtocolError: action_unknown, any refusal of ``rules.decide`` or of ``also``, bad_request
                 for another command under a known ``client_msg_id``, or internal when the ledger takes no writes: then
@@ -285,8 +285,8 @@ class Actions:
         if status == Status.CONFIRMED:
             bundle = draft_of(proposal, patient=patient, actor=actor, now=now)
             draft = self._sealer.seal(_encode(bundle), aad=_place("draft", command.action_id))
-            if also is not None:
-                also(tx)
+        if also is not None and status in (Status.CONFIRMED, Status.HANDED_OVER):
+            also(tx)
         tx.append(event, draft_sealed=draft)
         return self._update(proposal, event)
 
@@ -355,7 +355,8 @@ class Actions:
 
     def _body_mac(self, command: ActionCommand) -> str:
         # Keyed: the body may hold a birth date, which a plain digest would give away.
-        body = _encode((command.step, command.confirm_token, command.second_identifier, command.reason))
+        said = (command.step, command.confirm_token, command.second_identifier, command.reason)
+        body = _encode(said if command.colleague is None else (*said, command.colleague))
         return hmac.new(self._token_key, b"chatd action body 1\n" + body, hashlib.sha256).hexdigest()
 
 

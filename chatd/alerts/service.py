@@ -38,6 +38,7 @@ from chatd.alerts.model import (
     Timer,
     View,
 )
+from chatd.alerts.permissions import may_answer
 from chatd.alerts.policies import Policies, Policy
 from chatd.alerts.presence import Presence, PresenceUnavailable, Present
 from chatd.clock import STEP, Clock, SteadyClock
@@ -153,7 +154,7 @@ class Raising:
             same = alert_rows.by_dedup(tx, keys, department, mac, not_before)
             if same is not None and board.is_repetition(same, command, policy, now):
                 return same
-        if not self._may_be_storm:
+        if not self._may_be_storm or command.hand_to is not None:
             return None
         found = alert_rows.open_alerts(tx, keys, department, MAX_OPEN, who="nobody")
         target = board.storm_target(found, command, policy, now)
@@ -279,6 +280,8 @@ class Alerts:
         if response.answer in RECEIPTS:
             self.receipt(response)
             return True
+        if response.answer == "hand_over":
+            await self.require_colleague(response.department, response.colleague)
         body = msgspec.structs.replace(response, key="", user_id="", roles=(), department="")
         mac = self.mac("respond", _encode(body))
 
@@ -303,6 +306,21 @@ class Alerts:
         if response.answer in ("accept", "decline"):
             self._note_cover(response.alert_id, response.user_id, accepts=response.answer == "accept")
         return outcome is not None
+
+    async def colleagues(self, department: str) -> Present:
+        """Who may be asked to take an alert over: who was here within the last shift and may answer alerts."""
+        present = await self.presence.lately(department, self._clock.monotonic_ms())
+        records = tuple(record for record in present.records if may_answer(record.roles))
+        return msgspec.structs.replace(present, records=records)
+
+    async def require_colleague(self, department: str, user_id: str | None) -> None:
+        """Whom nobody here knows cannot accept. Raises RemoteProtocolError: bad_request.
+
+        Where presence is not known, the offer goes out all the same: until it is accepted nothing has changed.
+        """
+        present = await self.colleagues(department)
+        if user_id is None or (present.is_whole and all(record.user_id != user_id for record in present.records)):
+            raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "colleague: not of this department, or not here today")
 
     def receipt(self, response: Response) -> None:
         """A phone has received or shown an alert. Gathered here and written by ``run`` within a second or so."""

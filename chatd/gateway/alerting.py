@@ -19,7 +19,7 @@ from chatd.alerts.presence import MAX_STATE_S, Availed
 from chatd.clock import iso_ms
 from context.store import ContextStore, StoreError
 from protocols.errors import ErrorCode, RemoteProtocolError
-from protocols.frames import Accepted, AlertRaise, AlertResponse, AlertTarget, Presence, PresenceSet
+from protocols.frames import Accepted, ActionCommand, AlertRaise, AlertResponse, AlertTarget, Presence, PresenceSet
 from protocols.text import parse_time
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ async def answer_alert(connection: Connection, frame: AlertResponse) -> None:
         eta_min=frame.eta_min,
         reason=frame.reason,
         slot=frame.slot,
+        colleague=frame.colleague,
     )
     if frame.answer in RECEIPTS:
         alerts.receipt(response)
@@ -215,7 +216,31 @@ async def _withdraw(connection: Connection, alert_id: str, now: datetime) -> Non
             raise
 
 
-async def alert_of_action(proposal: Proposal, connection: Connection) -> Raise | None:
+_HANDED_TEXT: Final = {"en": "Handed over: {label}", "pt": "Passagem de turno: {label}"}
+
+
+async def alert_of_handover(proposal: Proposal, connection: Connection, frame: ActionCommand) -> Raise:
+    """What a handed-over action goes on as: an alert that its person has, and that the colleague is asked to take.
+
+    Raises:
+        RemoteProtocolError: bad_request for a colleague whom nobody here knows.
+    """
+    await connection.node.alerts.require_colleague(connection.department, frame.colleague)
+    text = _HANDED_TEXT["pt" if proposal.lang.lower().startswith("pt") else "en"]
+    return Raise(
+        key=f"{_SERVER}handover:{proposal.action_id}",
+        raised_by=connection.user_id,
+        department=proposal.department,
+        to=AlertTarget(user=connection.user_id),
+        priority="normal",
+        content=text.format(label=proposal.label),
+        requires_action=True,
+        patient_id=proposal.patient_id,
+        hand_to=frame.colleague,
+    )
+
+
+async def alert_of_action(proposal: Proposal, connection: Connection, _frame: ActionCommand) -> Raise | None:
     """The alert that a confirmed action raises; None for one that calls nobody.
 
     It says what the action's label says and whom it is about by id: no words of a model, no name.

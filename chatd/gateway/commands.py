@@ -15,7 +15,7 @@ from chatd.alerts.permissions import may_raise
 from chatd.alerts.presence import PresenceUnavailable
 from chatd.alerts.service import Raising
 from chatd.clock import epoch_ms
-from chatd.gateway.alerting import alert_of_action, answer_alert, raise_alert, set_presence
+from chatd.gateway.alerting import alert_of_action, alert_of_handover, answer_alert, raise_alert, set_presence
 from chatd.gateway.welcome import patient_info, permitted_patient
 from chatd.ledger import LedgerUnavailable
 from chatd.replies.facts import context_hash, context_info
@@ -264,7 +264,9 @@ async def _action(connection: Connection, frame: ActionCommand) -> None:
     proposal = None if raw is None else msgspec.json.decode(raw, type=Proposal)
     # The action is about the patient it was proposed for, and the fence must not stand elsewhere. A proposal that
     # Redis has lost may still stand in the ledger; then it must be about the record that is open now.
-    patient_id = _fenced(connection, None if proposal is None else proposal.patient_id)
+    # Handing it over does nothing to anybody, whoever is open.
+    about = connection.active_patient_id if frame.step == "hand_over" or proposal is None else proposal.patient_id
+    patient_id = _fenced(connection, about)
     layers = await node.store.read(
         department_id=connection.department,
         user_id=connection.user_id,
@@ -307,14 +309,15 @@ async def _action(connection: Connection, frame: ActionCommand) -> None:
 
 
 async def _calling(connection: Connection, frame: ActionCommand, proposal: Proposal | None) -> Raising | None:
-    """The alert that this confirmation raises in the same transaction; None if it calls nobody."""
-    if frame.step != "confirm":
+    """The alert that this command raises in the same transaction; None if it calls nobody."""
+    if frame.step not in ("confirm", "hand_over"):
         return None
     node, principal = connection.node, connection.principal
     assert principal is not None  # noqa: S101 - authorised before it is opened
     # The session may have been lost since it was prepared; the ledger then has the proposal.
     proposal = proposal or await node.actions.proposal(frame.action_id)
-    command = None if proposal is None else await alert_of_action(proposal, connection)
+    make = alert_of_handover if frame.step == "hand_over" else alert_of_action
+    command = None if proposal is None else await make(proposal, connection, frame)
     if command is None:
         return None
     if not may_raise(principal.roles, principal.departments, priority=command.priority, department=command.department):

@@ -127,6 +127,7 @@ def test_life_statuses_are_the_wires() -> None:
     """Everything but ``proposed`` can be told in an action_update."""
     kinds = get_args(ActionUpdate.__annotations__["status"]) or (
         "prepared", "confirmed", "sent", "accepted", "done", "failed", "expired", "dismissed",
+        "handed_over",
     )  # fmt: skip
     assert {status.value for status in Status} - {"proposed"} == set(kinds)
 

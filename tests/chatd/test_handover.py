@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -67,7 +67,7 @@ def refusal(alert: Alert, user_id: str, answer: str, **changes: object) -> Error
     return caught.value.code
 
 
-def after(alert: Alert, *steps: tuple[str, str, dict[str, object]]) -> Alert:
+def after(alert: Alert, *steps: tuple[str, str, dict[str, Any]]) -> Alert:
     """The alert after these answers, a minute apart."""
     for n, (user_id, answer, changes) in enumerate(steps, start=1):
         alert = answered(alert, user_id, answer, 60 * n, **changes).alert
