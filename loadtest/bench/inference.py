@@ -449,6 +449,7 @@ async def vllm_path(
     """
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
     rows = []
+    cached = {0}
     env = {
         "CHATD_ANSWER_MAX_TOKENS": str(shape.path_tokens),
         "CHATD_PROMPT_BUDGET_TOKENS": "2200",
@@ -466,12 +467,13 @@ async def vllm_path(
                 for turn in range(rounds + 1):
                     through = await whole_path(place, count, f"v{count}t{turn}", server)
                     hit_tokens = int(through["hit_tokens"])
-                    shared = ids(hit_tokens, seed=count, vocabulary=vocabulary)
+                    shared = ids(hit_tokens, seed=1, vocabulary=vocabulary)
                     own_tokens = int(through["tokens_in"]) - hit_tokens
                     own = [ids(own_tokens, seed=1_000 * turn + n, vocabulary=vocabulary) for n in range(count)]
                     grammar = sections.grammar(ACTIONS)
-                    if turn == 0:
+                    if len(shared) not in cached:
                         await direct(url, server, [shared], grammar, 1)  # the cache, as chatd's prompts have it
+                        cached.add(len(shared))
                     alone = await direct(url, server, [shared + each for each in own], grammar, shape.path_tokens)
                     tick()
                     if turn:
