@@ -431,8 +431,20 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 # --- server to client: frames -------------------------------------------------------------------------------
 
 
+class OwnPresence(msgspec.Struct, frozen=True, kw_only=True):
+    """What the person has said that they are available for. ``is_accepted``: the delegate has, and stands in."""
+
+    state: str
+    until: str | None = None
+    delegate_to: str | None = None
+    is_accepted: bool = False
+
+
 class Welcome(Frame, frozen=True, kw_only=True, tag="welcome"):
-    """Answer to ``hello``. ``resumed`` true: nothing is missing, ``replay`` frames follow."""
+    """Answer to ``hello``. ``resumed`` true: nothing is missing, ``replay`` frames follow.
+
+    ``presence``: the person's own; null where it is not known now, and on a wall board.
+    """
 
     connection_id: str
     session_id: str
@@ -450,6 +462,7 @@ class Welcome(Frame, frozen=True, kw_only=True, tag="welcome"):
     model: ModelState
     mode: Mode
     version: int = VERSION
+    presence: OwnPresence | None = None
 
 
 class Snapshot(Frame, frozen=True, kw_only=True, tag="snapshot"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from chatd.actions.rules import Proposal
+from chatd.alerts.presence import ANSWER_WITHIN_S, PresenceUnavailable
 from chatd.clock import epoch_ms, iso_ms
 from chatd.ledger import LedgerUnavailable
 from chatd.replies.sessions import Opened, Request, session_key
@@ -20,6 +22,7 @@ from protocols.frames import (
     Hello,
     Limits,
     OpenResponse,
+    OwnPresence,
     PatientInfo,
     Snapshot,
     SystemNotification,
@@ -92,8 +95,9 @@ async def welcome(connection: Connection, hello: Hello) -> int:
         for notification in open_alerts or ():
             connection.send(notification)
         return resume_from
+    presence = await _own_presence(connection)
     connection.mode_told = node.mode_now
-    connection.send(_welcome(connection, opened, department, plan, alerts))
+    connection.send(_welcome(connection, opened, department, plan, alerts, presence))
     if not plan.resumed:
         # Of a session that nobody has had before there is nothing to tell.
         is_new = not opened.existed and resume is None
@@ -132,6 +136,21 @@ async def _open_alerts(connection: Connection, alerts: AlertPlan) -> tuple[Syste
     return found
 
 
+async def _own_presence(connection: Connection) -> OwnPresence | None:
+    """What the person has said of themselves; None: a wall's, or not known within a quarter of a second."""
+    if connection.channel == "board" or connection.node.pools is None:
+        return None
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            said = await connection.node.alerts.presence.state_of(connection.user_id)
+    except (PresenceUnavailable, TimeoutError):
+        return None
+    if said is None:
+        return OwnPresence(state="available")
+    until = None if said.until is None else iso_ms(said.until)
+    return OwnPresence(state=said.state, until=until, delegate_to=said.delegate_to, is_accepted=said.is_accepted)
+
+
 async def _department(connection: Connection) -> DepartmentLayer:
     for department in await connection.node.store.departments():
         if department.department_id == connection.department:
@@ -140,7 +159,12 @@ async def _department(connection: Connection) -> DepartmentLayer:
 
 
 def _welcome(
-    connection: Connection, opened: Opened, department: DepartmentLayer, plan: ResumePlan, alerts: AlertPlan
+    connection: Connection,
+    opened: Opened,
+    department: DepartmentLayer,
+    plan: ResumePlan,
+    alerts: AlertPlan,
+    presence: OwnPresence | None,
 ) -> Welcome:
     node, principal = connection.node, connection.principal
     assert principal is not None  # noqa: S101 - authorised before it is opened
@@ -182,6 +206,7 @@ def _welcome(
         ),
         model=node.watch.state,
         mode=node.watch.mode,
+        presence=presence,
     )
 
 

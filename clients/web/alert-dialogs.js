@@ -209,7 +209,7 @@ export function presenceText(view, presence) {
   return [
     view.texts.of("presence", presence.state),
     presence.until && t("presence.until_time", { time: view.texts.time(presence.until, view.now()) }),
-    presence.delegate_to && t("presence.covered", { name: personName(view, presence.delegate_to) }),
+    presence.delegate_to && t(presence.is_accepted ? "presence.stands_in" : "presence.covered", { name: personName(view, presence.delegate_to) }),
   ].filter(Boolean).join(" · ");
 }
 

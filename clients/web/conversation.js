@@ -220,6 +220,8 @@ const HANDLERS = {
     this.alertsAway = false;
     this.book.me = { user_id: frame.user?.user_id ?? "", roles: frame.user?.roles ?? [], department: frame.department?.id ?? "" };
     if (!frame.resumed) this.book.restart();
+    // Null: the server does not know it now, and what is shown stays.
+    if (frame.presence && frame.user) HANDLERS.presence.call(this, { ...frame.presence, user_id: frame.user.user_id });
     this._changed.add("line");
     this._changed.add("presence");
   },

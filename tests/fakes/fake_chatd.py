@@ -166,6 +166,7 @@ class FakeChatd:
         self.refuse = False
         self.silent = False
         self.error_next: ErrorCode | None = None
+        self.presence: f.OwnPresence | None = None
         #: Take answers to alerts and raised alerts as the server does; else they only are received.
         self.answers_alerts = True
         self.reach = REACH
@@ -360,6 +361,7 @@ class FakeChatd:
             if self.answers_alerts:
                 await self._alert_raise(line, frame)
         elif isinstance(frame, f.PresenceSet):
+            self.presence = f.OwnPresence(state=frame.state, until=frame.until, delegate_to=frame.delegate_to)
             await line.send(
                 f.Presence(
                     user_id=line.user_id,
@@ -412,6 +414,7 @@ class FakeChatd:
                 department=f.DepartmentInfo(id=department, name=department.title()),
                 model=f.ModelState(state="ready" if self.mode == "normal" else "none"),
                 mode=self.mode,
+                presence=self.presence,
             )
         )
         if resumed and resume:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -510,6 +512,40 @@ def test_presence_is_set_with_its_end_and_delegate(page: Page, fake: FakeChatd) 
     assert (sent.state, sent.delegate_to) == ("in_procedure", "dr.mendes.cardio")
     left = datetime.fromisoformat(sent.until) - datetime.now(UTC)
     assert timedelta(minutes=58) < left <= timedelta(minutes=61)
+
+
+@pytest.mark.parametrize(
+    ("lang", "state", "asked", "covered"),
+    [
+        ("en-GB", "In a procedure", "dr.mendes.cardio is asked to cover", "dr.mendes.cardio covers for you"),
+        ("pt-PT", "Em procedimento", "substituição pedida a dr.mendes.cardio", "dr.mendes.cardio substitui-o"),
+    ],
+)
+def test_own_presence_is_shown_again_after_a_reload(
+    open_page: Open, fake: FakeChatd, lang: str, state: str, asked: str, covered: str
+) -> None:
+    """What one is available for is known on a page that has just begun, with who stands in and since they accepted."""
+    until = datetime.now(UTC) + timedelta(hours=1)
+    fake.presence = f.OwnPresence(state="in_procedure", until=iso(until), delegate_to="dr.mendes.cardio")
+    page = open_page(lang=lang)
+    live(page)
+    button = page.locator("[data-key=presence]")
+    expect(button).to_contain_text(state)
+    expect(button).to_have_attribute("title", re.compile(rf"^{state} · .*\d\d:\d\d.* · {asked}$"))
+    fake.presence = msgspec.structs.replace(fake.presence, is_accepted=True)
+    fake.drop()
+    reconnect(page, fake)
+    expect(button).to_have_attribute("title", re.compile(rf" · {covered}$"))
+    button.click()
+    expect(page.locator("presence-dialog")).to_contain_text(covered)
+    expect(page.get_by_role("radio", name=state)).to_be_checked()
+    shoot(page, f"presence-again-{lang}")
+    # A server that does not know it now takes back nothing.
+    page.keyboard.press("Escape")
+    fake.presence = None
+    fake.drop()
+    reconnect(page, fake)
+    expect(button).to_contain_text(state)
 
 
 # --- the wall board -----------------------------------------------------------------------------------------
