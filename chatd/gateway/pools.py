@@ -129,7 +129,6 @@ class Member:
     """
 
     __slots__ = (
-        "alert_sent",
         "close_soon",
         "is_placed",
         "is_stranger",
@@ -170,9 +169,8 @@ class Member:
         self.is_stranger = False
         self.stalled_since_ms: int | None = None
         self.stalled_written = 0
-        # Bound once: these two calls are what one delivered frame costs here.
-        self.alert_sent = session.alert_sent
-        self.write = None if transport is None else transport.write
+        #: Bound once: this call is what one delivered frame costs here. Only for a member that is writable.
+        self.write: Callable[[bytes], None] | None = None if transport is None else transport.write
 
     @property
     def is_writable(self) -> bool:
@@ -185,7 +183,7 @@ class Member:
         Raises:
             SlowConsumer: The outbox is full. LocalProtocolError: it is not the phone's next event.
         """
-        self.alert_sent(event.alert_seq)
+        self.session.alert_sent(event.alert_seq)
         payload = event.payload(self.variant)
         if payload is not None:
             self.outbox.offer(payload, Lane.ALERT)
@@ -298,7 +296,7 @@ class Pool:
                 self._drop(member)
                 self._behind[member] = None
             self._wake()
-        elif member.is_writable:
+        elif member.is_writable and member.session.is_welcomed:
             self._drop(member)
             self._fast[member] = None
             self._groups = None
@@ -307,7 +305,7 @@ class Pool:
             self._lane[member] = None
 
     def paused(self, member: Member) -> None:
-        """Its transport takes no more; what comes next goes through its outbox."""
+        """Its transport takes no more, or is closing; what comes next goes through its outbox."""
         if member in self._fast:
             self._drop(member)
             self._lane[member] = None
@@ -355,19 +353,7 @@ class Pool:
             for member in self._fast:
                 self._groups.setdefault(member.variant, []).append(member)
         for variant, members in self._groups.items():
-            frame = event.frame(variant)
-            failed: list[Member] = []
-            for member in members:
-                try:
-                    member.alert_sent(alert_seq)
-                    if frame is not None and not member.write(frame):  # type: ignore[misc]
-                        failed.append(member)
-                except (LocalProtocolError, RuntimeError, OSError) as error:
-                    self._fail(member, error)
-            if frame is not None:
-                written += len(members) - len(failed)
-            for member in failed:
-                self._refused(member, event)
+            written += self._write(members, event.frame(variant), alert_seq)
         for member in lane:
             self._offer(member, event)
         if written:
@@ -376,17 +362,26 @@ class Pool:
             self._wake()  # somebody ahead of the head may have been reached
         return written
 
-    def _refused(self, member: Member, event: Event) -> None:
-        """A direct write was not taken: the event is the phone's by its number, so it has to go before all others."""
-        if member.pool is not self:
-            return
-        self.paused(member)
-        payload = event.payload(member.variant)
-        try:
-            if payload is not None:
-                member.outbox.offer(payload, Lane.ALERT)
-        except SlowConsumer as slow:
-            self._too_slow(member, slow.waiting_bytes)
+    def _write(self, members: list[Member], frame: bytes | None, alert_seq: int) -> int:
+        """Write one frame to phones that stand just before it; returns to how many.
+
+        The innermost loop of the server: nothing is asked of a phone here. Whoever is in ``members`` has been
+        welcomed and reads; its transport has it taken out as soon as that is not so (``paused``). A frame that is the
+        one to fill a phone's buffer is in the buffer all the same.
+        """
+        before, failed = alert_seq - 1, 0
+        for member in members:
+            session = member.session
+            try:
+                if session.alert_seq != before:
+                    raise LocalProtocolError(f"alert_seq {alert_seq} after {session.alert_seq}")
+                session.alert_seq = alert_seq
+                if frame is not None:
+                    member.write(frame)  # type: ignore[misc]
+            except (LocalProtocolError, RuntimeError, OSError) as error:
+                failed += 1
+                self._fail(member, error)
+        return 0 if frame is None else len(members) - failed
 
     def _offer(self, member: Member, event: Event) -> bool:
         """Through the outbox, or not now: then the member takes it from the ledger when it has read."""

@@ -38,16 +38,21 @@ class Transport:
 
     ``on_heard`` is called for every chunk of bytes received. ``on_writable`` is called with False when the phone
     does not read and what waits for it has passed the buffer's high-water mark (64 KiB), and with True when it has
-    read on. Neither is called once the connection is closing.
+    read on; with False also, once more and for good, when the connection begins to close.
+
+    ``write`` writes a whole WebSocket frame, as ``ws_frame`` makes it, and never waits. It is the socket's own method,
+    so that a frame costs one call; it may be called only while ``is_writable``, which changes only with a call of
+    ``on_writable``. The server itself writes whole frames too, each in one call, so the two cannot interleave.
     """
 
-    __slots__ = ("_is_paused", "_protocol", "on_heard", "on_writable")
+    __slots__ = ("_is_paused", "_protocol", "on_heard", "on_writable", "write")
 
     def __init__(self, protocol: ChatdProtocol) -> None:
         self._protocol = protocol
         self._is_paused = False
         self.on_heard: Callable[[], None] | None = None
         self.on_writable: Callable[[bool], None] | None = None
+        self.write: Callable[[bytes], None] = protocol.transport.write
 
     def ping(self) -> None:
         """Send a WebSocket ping; does nothing on a connection that is closing."""
@@ -58,25 +63,16 @@ class Transport:
         """The phone reads: what is written now does not wait behind much."""
         return not (self._is_paused or self._protocol.is_ending)
 
-    def write(self, frame: bytes) -> bool:
-        """Write a whole WebSocket frame, as ``ws_frame`` makes it; never waits.
-
-        The server itself writes whole frames only, each in one call, so the two cannot interleave.
-
-        Returns:
-            False: nothing was written, because the phone does not read or the connection is closing.
-        """
-        protocol = self._protocol
-        if self._is_paused or protocol.is_ending:
-            return False
-        protocol.transport.write(frame)
-        return True
-
     def paused(self, is_paused: bool) -> None:
         """The server's protocol says that the buffer is above or below its mark."""
         self._is_paused = is_paused
         if self.on_writable is not None and not self._protocol.is_ending:
             self.on_writable(not is_paused)
+
+    def ended(self) -> None:
+        """The server's protocol says that no data may follow from here on."""
+        if self.on_writable is not None:
+            self.on_writable(False)
 
 
 class ChatdProtocol(WebSocketsSansIOProtocol):
@@ -110,25 +106,35 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
         if self.chatd_transport is not None:
             self.chatd_transport.paused(False)
 
+    def _end(self) -> None:
+        if not self.is_ending:
+            self.is_ending = True
+            if self.chatd_transport is not None:
+                self.chatd_transport.ended()
+
+    def eof_received(self) -> None:
+        # What comes back is as with uvicorn: the loop closes the socket.
+        self._end()
+
     def handle_close(self, event: Frame) -> None:
-        self.is_ending = True
+        self._end()
         super().handle_close(event)
 
     def handle_parser_exception(self) -> None:
-        self.is_ending = True
+        self._end()
         super().handle_parser_exception()
 
     def shutdown(self) -> None:
-        self.is_ending = True
+        self._end()
         super().shutdown()
 
     async def send(self, message: Any) -> None:
         if message["type"] == "websocket.close":
-            self.is_ending = True
+            self._end()
         await super().send(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.is_ending = True
+        self._end()
         self.chatd_transport = None
         super().connection_lost(exc)
 

@@ -104,10 +104,9 @@ class Wire:
         self.written = written
         self.is_writable = True
 
-    def write(self, frame: bytes) -> bool:
-        if self.is_writable:
-            self.written.append(frame)
-        return self.is_writable
+    def write(self, frame: bytes) -> None:
+        assert self.is_writable
+        self.written.append(frame)
 
 
 class Phone:
@@ -383,17 +382,36 @@ async def test_slow_phone_that_takes_nothing_is_closed(pools: Pools, log: Log) -
     assert slower.closed == [CloseCode.SLOW_CONSUMER]
 
 
-async def test_write_refused_goes_through_the_outbox_in_order(pools: Pools, log: Log) -> None:
-    """A write that the transport does not take costs no event: it waits before all later ones."""
-    phone = Phone(pools, 0)
-    await welcomed(pools, log, phone)
-    phone.wire.is_writable = False
+async def test_write_that_fills_the_buffer_counts_and_the_next_ones_wait(pools: Pools, log: Log) -> None:
+    """The transport says within a write that it is full: that frame is in it, later ones go through the outbox."""
+    phone, other = Phone(pools, 0), Phone(pools, 0)
+    await welcomed(pools, log, phone, other)
+    write = phone.wire.write
+
+    def fill(frame: bytes) -> None:
+        write(frame)
+        phone.stop()
+
+    phone.member.write = fill
     pools.fan_out(CARDIOLOGY, [log.add(), log.add()])
+    phone.member.write = write
+    assert (phone.seqs, other.seqs, pool_of(pools).fast) == ([1], [1, 2], 1)
     phone.go_on()
     pools.fan_out(CARDIOLOGY, [log.add()])
     await phone.read()
     pools.fan_out(CARDIOLOGY, [log.add()])
-    assert phone.seqs == [1, 2, 3, 4]
+    assert phone.seqs == other.seqs == [1, 2, 3, 4]
+    assert pool_of(pools).fast == 2
+
+
+async def test_phone_that_is_not_welcomed_is_never_written_to(pools: Pools, log: Log) -> None:
+    """Placed too early, before its welcome has left, a phone is closed with an error; the others get the event."""
+    good, early = Phone(pools, 0), Phone(pools, 0)
+    early.session = early.member.session = Session(compat=False, now_ms=0, rules=SessionRules())
+    await welcomed(pools, log, good, early)
+    pools.fan_out(CARDIOLOGY, [log.add()])
+    assert (good.seqs, early.seqs) == ([1], [])
+    assert early.closed == [CloseCode.RESTART]
 
 
 async def test_alert_being_written_is_not_overtaken(pools: Pools, log: Log) -> None:
@@ -417,10 +435,10 @@ async def test_member_whose_write_raises_is_closed_alone(pools: Pools, log: Log)
     good, bad, wrong = Phone(pools, 0), Phone(pools, 0), Phone(pools, 0)
     await welcomed(pools, log, good, bad, wrong)
 
-    def broken(_: bytes) -> bool:
+    def broken(_: bytes) -> None:
         raise RuntimeError("closed")
 
-    bad.member.write = broken  # type: ignore[assignment]
+    bad.member.write = broken
     wrong.session.alert_seq = 7
     pools.fan_out(CARDIOLOGY, [log.add()])
     assert (good.seqs, bad.seqs, wrong.seqs) == ([1], [], [])
