@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 from redis.asyncio import Redis
@@ -18,7 +19,9 @@ from chatd.ledger import Ledger, Transaction, alert_rows
 from chatd.ledger.day_keys import DayKeys
 from context.seal import KeyRing, Sealer
 from protocols.frames import AlertTarget
-from tests.chatd.pg import PostgresServer
+
+if TYPE_CHECKING:
+    from tests.chatd.pg import PostgresServer
 
 pytest_plugins = ("tests.chatd.pg",)
 
