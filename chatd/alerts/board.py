@@ -579,6 +579,7 @@ def set_back(alert: Alert, now: datetime) -> Change | None:
         next_step_at=back(alert.next_step_at),
         resolve_by=back(alert.resolve_by),
         expires_at=back(alert.expires_at),
+        handovers=tuple(_replace(each, until=_due(each.until + by, 0)) for each in alert.handovers),
     )
     return _change(alert, now)
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from chatd.alerts import board
@@ -168,11 +169,28 @@ def test_set_back_keeps_every_wait() -> None:
     policy = Policies().choose("cardiology", "critical")
     now = datetime(2026, 1, 15, 7, 45, tzinfo=UTC)
     ahead = now + HOURS
-    alert = board.raise_(command(), alert_id="al-1", policy=policy, people=("dr.a",), now=ahead).alert
-    change = board.set_back(alert, now)
-    assert change is not None
-    assert change.events == ()
-    assert [timer.due_at - now for timer in change.timers] == [timer.due_at - ahead for timer in board.timers(alert)]
-    assert change.alert.raised_at == change.alert.updated_at == now
-    assert board.set_back(change.alert, now) is None
-    assert board.set_back(alert, ahead - STEP) is None
+    rings = board.raise_(command(), alert_id="al-1", policy=policy, people=("dr.a",), now=ahead).alert
+    accepting = Response(
+        key="a-1",
+        user_id="dr.a",
+        roles=("physician",),
+        department="cardiology",
+        alert_id="al-1",
+        answer="accept",
+    )
+    accepted = board.respond(rings, accepting, policy, ahead).alert
+    offering = replace(accepting, key="a-2", answer="hand_over", colleague="dr.b")
+    offered = board.respond(accepted, offering, policy, ahead).alert
+    kinds = set()
+    for alert in (rings, accepted, offered):
+        change = board.set_back(alert, now)
+        assert change is not None
+        assert change.events == ()
+        assert [(timer.kind, timer.due_at - now) for timer in change.timers] == [
+            (timer.kind, timer.due_at - ahead) for timer in board.timers(alert)
+        ]
+        kinds |= {timer.kind for timer in change.timers}
+        assert change.alert.raised_at == change.alert.updated_at == now
+        assert board.set_back(change.alert, now) is None
+        assert board.set_back(alert, ahead - STEP) is None
+    assert kinds == {"repeat", "step", "expire", "remind", "lapse"}
