@@ -50,7 +50,7 @@ Row = tuple[int, str, str, datetime]
 
 DEPARTMENT: Final = "cardiology"
 POLICY: Final = "chain"
-REPEAT_S, STEP_S, REMIND_S, EXPIRE_S = 5, 8, 5, 50
+REPEAT_S, STEP_S, REMIND_S, EXPIRE_S = 5, 8, 5, 80
 #: A chain with every kind of step. The second wait between rings is a day: each step rings again once.
 POLICIES: Final = {
     "policies": {
@@ -98,18 +98,18 @@ WAITS: Final[Mapping[int, tuple[tuple[int, float], ...]]] = {
     9: ((0, EXPIRE_S), (8, REMIND_S)),
 }
 _BY_PEOPLE: Final = 7
-#: When each gap of a chain is half over, in seconds from its start, if nothing is late.
-GAP_MIDDLES: Final = (2.5, 6.5, 10.5, 14.5, 18.5, 22.5, 25.5, 29.5, 41.0)
+#: A moment in the midst of each gap of a chain, in seconds from its start, if nothing is late.
+GAP_MIDDLES: Final = (2.5, 6.5, 10.5, 14.5, 18.5, 22.5, 25.5, 29.5, 40.0)
 GAPS: Final = tuple(f"{before} > {after}" for before, after in itertools.pairwise(CHAIN))
 #: Alerts of a run: one for each gap at the first kill, and some at any moment.
 MORE_ALERTS: Final = 5
-#: Time between kills: so that the gateway that was killed is there again, and the two take turns.
-KILL_EVERY_S: Final[Mapping[Name, tuple[float, float]]] = {"postgresql": (6.0, 9.0), "sqlite": (12.0, 16.0)}
+#: From the moment that a gateway which was killed is there again to the next kill.
+KILL_AFTER_S: Final[Mapping[Name, tuple[float, float]]] = {"postgresql": (3.0, 6.0), "sqlite": (8.0, 12.0)}
 #: What a wall clock is off by, one after the other.
 CLOCKS: Final = ("+2h", "-2h", "+0")
 CLOCK_EVERY_S: Final = (4.0, 9.0)
 #: A chain that takes longer has lost a step.
-CHAIN_S: Final = 120.0
+CHAIN_S: Final = 180.0
 #: Gateways' times of alerts may differ by so much, and the ledger keeps whole milliseconds.
 APART_S: Final = 0.5
 MS: Final = timedelta(milliseconds=1)
@@ -420,10 +420,9 @@ class Killer:
             if self._is_over.is_set():
                 return
             self.kills.append(datetime.now(UTC))
-            next_at = time.monotonic() + self._chance.uniform(*KILL_EVERY_S[self._stand.name])
             await asyncio.to_thread(gateway.kill)
             await asyncio.to_thread(gateway.start)
-            await self._wait(next_at)
+            await self._wait(time.monotonic() + self._chance.uniform(*KILL_AFTER_S[self._stand.name]))
 
     def end(self) -> None:
         """``run`` ends once the gateway that it has killed is there again; it must not be cancelled while it starts."""
