@@ -16,10 +16,12 @@ export class AlertList extends Dialog {
     const { book } = view.conversation;
     const alerts = book.list();
     const raises = [...book.raises.values()];
+    const asked = book.asked().length;
     this.content(
+      asked > 0 && h("button", { class: "button primary", type: "button", "data-key": "list-asked", onclick: () => emit(this, "hand-over") }, icon("people"), " ", t("handover.asked_count", { count: asked })),
       raises.length > 0 && h("ul", { class: "plain alert-rows" }, raises.map((one) => raiseRow(view, this, one))),
       alerts.length > 0 ? h("ul", { class: "plain alert-rows" }, alerts.map((alert) => alertRow(view, this, alert))) : h("p", { class: "quiet" }, t("board.none")),
-      h("div", { class: "dialog-buttons" }, h("button", { class: "button primary", type: "button", "data-key": "list-raise", onclick: () => emit(this, "raise-alert") }, icon("siren"), " ", t("raise.title"))),
+      h("div", { class: "dialog-buttons" }, h("button", { class: "button", type: "button", "data-key": "list-hand-over", onclick: () => emit(this, "hand-over") }, icon("people"), " ", t("handover.title")), h("button", { class: "button primary", type: "button", "data-key": "list-raise", onclick: () => emit(this, "raise-alert") }, icon("siren"), " ", t("raise.title"))),
     );
   }
 

@@ -12,6 +12,8 @@ export const CLOSED = new Set(["resolved", "stood_down", "expired", "done", "clo
 export const RINGING = new Set(["raised", "repeated", "escalated"]);
 /** What a person decides; "delivered" and "displayed" a phone says by itself. */
 export const DECISIONS = new Set(["accept", "decline", "done", "stand_down"]);
+/** What is said about a hand-over; none of them is an answer to the alert itself. */
+export const HANDS = new Set(["hand_over", "take_over", "refuse_handover", "revoke_handover"]);
 /** Raised this long before it came here: it is said when it came. */
 export const LATE_MS = 60_000;
 /** "I am there in ... minutes." */
@@ -39,7 +41,8 @@ export function closes(frame) {
 
 /** Does the log say that `answer` (an alert_response) of the person `me` has been taken? */
 export function confirms(frame, answer, me) {
-  if (frame.alert_id !== answer.alert_id) return false;
+  // A hand-over is settled by the server's "accepted" alone, or by the end of the alert.
+  if (frame.alert_id !== answer.alert_id || HANDS.has(answer.answer)) return false;
   if (answer.answer === "stand_down") return frame.state === "stood_down" || frame.event === "stood_down";
   if (answer.answer === "done" && (frame.state === "resolved" || frame.event === "resolved")) return true;
   const mine = (frame.who ?? []).filter((one) => one.user_id === me).at(-1);
@@ -55,6 +58,8 @@ export class AlertBook {
     this.alerts = new Map();
     /** alert_id → {id, answer, slot, eta_min, status, code, at}: my answer until the log has it. */
     this.pending = new Map();
+    /** "alert_id|giver" → {id, key, answer, colleague, status, code}: what is said of a hand-over until the server has it. */
+    this.hands = new Map();
     /** client_msg_id → {id, frame, status, code, alertId, reach, unsure, at}: what I raised here. */
     this.raises = new Map();
     /** The alert that a person has opened from the list, or null. */
@@ -89,6 +94,7 @@ export class AlertBook {
     alert.by = frame.by || alert.by;
     if (frame.slots) alert.slots = frame.slots;
     if (frame.who) this._who(alert, frame);
+    if (frame.handovers) alert.handovers = frame.handovers;
     const named = this.names(frame.to, frame.department) || (frame.also ?? []).some((to) => this.names(to, frame.department));
     alert.addressed ||= named || (frame.reached ?? []).includes(this.me.user_id);
     this.alerts.set(key, alert);
@@ -110,7 +116,7 @@ export class AlertBook {
   /**
    * An `alert_update`. Returns null for an alert that is not known here, else {alert, taken, reminds}: `taken` is the
    * person who has it now, where it was on this person's screen and somebody else has taken it; `reminds` where this
-   * person has it and is asked whether it is done.
+   * person has it and is asked whether it is done. `handed`: the event of a hand-over that is to or from this person.
    */
   updated(frame) {
     const alert = this.alerts.get(frame.alert_id);
@@ -125,12 +131,13 @@ export class AlertBook {
     alert.step = frame.step ?? alert.step;
     if (frame.next_escalation_at !== undefined) alert.nextEscalationAt = frame.next_escalation_at;
     alert.resolveBy = frame.resolve_by ?? null;
+    const handed = this._handed(alert, frame);
     const reminds = frame.event === "reminded" && this.mine(alert)?.answer === "accept";
     if (reminds) this.opened = alert.key;
     const answered = this.mine(alert) !== null;
     const taken = wanted && !answered && !this.needsMe(alert) && !CLOSED.has(alert.state) ? alert.by || this.holders(alert)[0]?.user_id || "" : null;
     this._after(alert);
-    return { alert, taken, reminds };
+    return { alert, taken, reminds, handed };
   }
 
   /**
@@ -149,6 +156,7 @@ export class AlertBook {
       if (old) {
         alert.arrivedAt = old.arrivedAt;
         alert.addressed ||= old.addressed;
+        alert.given = old.given;
         // A snapshot does not name who has answered; what was known stands as long as the state does.
         if (!frame.who && old.state === alert.state) Object.assign(alert, { who: old.who, by: old.by, counts: old.counts });
       }
@@ -156,6 +164,7 @@ export class AlertBook {
       if (alert.due) wanted.push(alert);
     }
     for (const key of this.pending.keys()) if (!this.alerts.has(key)) this.pending.delete(key);
+    for (const [place, hand] of this.hands) if (!this.alerts.has(hand.key)) this.hands.delete(place);
     if (!this.alerts.has(this.opened)) this.opened = null;
     return wanted;
   }
@@ -177,6 +186,18 @@ export class AlertBook {
     return true;
   }
 
+  /** Something about a hand-over goes out under `id`. False, and nothing changes, while the last such is on its way. */
+  hand(key, { id, giver, answer, colleague }) {
+    const place = `${key}|${giver}`;
+    if (!this.alerts.has(key) || ["waiting", "sent", "retrying"].includes(this.hands.get(place)?.status)) return false;
+    this.hands.set(place, { id, key, answer, colleague, status: "waiting", code: null });
+    return true;
+  }
+
+  handOf(key, giver) {
+    return this.hands.get(`${key}|${giver}`) ?? null;
+  }
+
   /** An alert that this person raises goes out under `id`. */
   raise(id, frame, now) {
     this.raises.set(id, { id, frame, status: "waiting", code: null, alertId: null, reach: null, unsure: false, at: now });
@@ -191,6 +212,13 @@ export class AlertBook {
     const raised = this.raises.get(id);
     if (raised) {
       Object.assign(raised, { status, code, unsure, alertId: alertId ?? raised.alertId, reach: reach ?? raised.reach });
+      return true;
+    }
+    for (const [place, hand] of this.hands) {
+      if (hand.id !== id) continue;
+      // The log tells what has become of it.
+      if (status === "accepted" || (status === "failed" && code === "alert_closed")) this.hands.delete(place);
+      else Object.assign(hand, { status, code });
       return true;
     }
     for (const [key, pending] of this.pending) {
@@ -271,6 +299,22 @@ export class AlertBook {
     const mine = this.mine(alert);
     const answered = mine !== null && !(mine.answer === "decline" && alert.askedAgain);
     return alert.addressed && !this.raisedByMe(alert) && this.isVacant(alert) && !answered;
+  }
+
+  /** What this person would leave behind: open alerts that they have, or that call them and nobody has. */
+  loops() {
+    return this.list().filter((alert) => alert.frame.requires_action && alert.frame.alert_id && (this.mine(alert)?.answer === "accept" || this.needsMe(alert)));
+  }
+
+  /** What this person is asked to take over: [{alert, offer}], an alert as often as somebody asks. */
+  asked() {
+    const me = this.me.user_id;
+    return this.list().flatMap((alert) => alert.handovers.filter((offer) => offer.to === me).map((offer) => ({ alert, offer })));
+  }
+
+  /** The offer of `giver` that stands, or null. */
+  offerOf(alert, giver) {
+    return alert.handovers.find((offer) => offer.from === giver) ?? null;
   }
 
   /** Which answers this person may give now. */
@@ -367,7 +411,20 @@ export class AlertBook {
       addressed: false,
       due: false,
       askedAgain: false,
+      handovers: [],
+      given: null,
     };
+  }
+
+  /** The offers that stand, and how the last one of this person has ended. Returns the event if it is theirs, or null. */
+  _handed(alert, frame) {
+    if (frame.handovers) alert.handovers = frame.handovers;
+    const about = frame.handover;
+    const me = this.me.user_id;
+    if (!about || (about.from !== me && about.to !== me)) return null;
+    if (about.from === me) alert.given = frame.event === "handover_offered" ? null : { event: frame.event, to: about.to, at: Date.parse(frame.timestamp ?? "") };
+    if (frame.event === "handed_over" && about.to === me) alert.addressed = true;
+    return { event: frame.event, from: about.from, to: about.to };
   }
 
   /** The log's word on who has answered; it ends what was only known from the server's "accepted". */
@@ -382,6 +439,7 @@ export class AlertBook {
     if (!this.needsMe(alert)) alert.due = false;
     if (this.isOpen(alert)) return;
     this.pending.delete(alert.key);
+    for (const [place, hand] of this.hands) if (hand.key === alert.key) this.hands.delete(place);
     if (this.opened === alert.key) this.opened = null;
   }
 

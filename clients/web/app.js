@@ -9,6 +9,7 @@ import "./answer-bubble.js";
 import "./board.js";
 import "./composer.js";
 import "./facts-card.js";
+import "./handover.js";
 import "./message-list.js";
 import "./strips.js";
 import { presenceText } from "./alert-dialogs.js";
@@ -26,7 +27,7 @@ import { Bell } from "./sound.js";
 const NOTE_MS = 12_000;
 /** Ages and what is left are counted in seconds. */
 const TICK_MS = 1_000;
-const DIALOGS = "action-dialog, patient-dialog, dismiss-dialog, citation-dialog, alert-list, raise-dialog, presence-dialog";
+const DIALOGS = "action-dialog, patient-dialog, dismiss-dialog, citation-dialog, alert-list, raise-dialog, presence-dialog, handover-dialog";
 const PRESENCE_ICONS = { available: "available", busy: "busy", in_procedure: "knife", off: "away" };
 
 /** A wall display is opened as `#board`, `?board` or `/board`. */
@@ -272,6 +273,8 @@ export class ChatdApp extends HTMLElement {
       this._submit("f", { type: "feedback", response_id: item.responseId, useful, codes: [] });
     });
     on("alert", (detail) => this._answerAlert(detail));
+    on("hand", (detail) => this._hand(detail));
+    on("hand-over", () => this._handoverDialog());
     const change = (work) => {
       work(this._conversation.book);
       this._changed(this._conversation.alertsChanged());
@@ -318,6 +321,23 @@ export class ChatdApp extends HTMLElement {
     for (const [name, value] of Object.entries({ slot, reason, eta_min })) if (value !== null) frame[name] = value;
     this._connection.submit(frame);
     this._changed(this._conversation.alertsChanged());
+  }
+
+  /** Offer an alert to a colleague, take one over, refuse or withdraw: sent until the server has decided. */
+  _hand({ key, giver, answer, colleague }) {
+    const id = Connection.makeId("m");
+    if (!this._conversation.book.hand(key, { id, giver, answer, colleague })) return;
+    const frame = { type: "alert_response", client_msg_id: id, alert_id: key, answer };
+    if (colleague !== null) frame.colleague = colleague;
+    this._connection.submit(frame);
+    this._changed(this._conversation.alertsChanged());
+  }
+
+  _handoverDialog() {
+    openDialog(this, "handover-dialog", this._view, {
+      people: () => this._server.people(this._department, this._token),
+      act: (frame) => this._submit("a", frame),
+    });
   }
 
   /** Submit a command under a new id, and return the id. */
@@ -441,6 +461,7 @@ export class ChatdApp extends HTMLElement {
       for (const dialog of this.querySelectorAll("action-dialog")) {
         if (dialog.actionId === frame.action_id) dialog.update(frame);
       }
+      for (const dialog of this.querySelectorAll("handover-dialog")) dialog.changed();
     }
     if (frame.type === "context" || frame.type === "snapshot") {
       if (frame.type === "snapshot" || frame.client_msg_id === this._opening) this._opening = null;
@@ -464,17 +485,18 @@ export class ChatdApp extends HTMLElement {
   /** Ring, and say who has taken what was on the screen. */
   _signal() {
     const conversation = this._conversation;
-    const { rung, taken } = conversation;
-    conversation.rung = conversation.taken = null;
+    const { rung, taken, handed } = conversation;
+    conversation.rung = conversation.taken = conversation.handed = null;
     if (rung && !this._parts.board) this._bell.ring(rung.frame.priority);
     if (taken && !this._parts.board) this._say(this._texts.t("alerts.taken", { by: personName(this._view, taken.by), text: taken.alert.frame.content }), "info");
+    if (handed && !this._parts.board) this._say(this._spoken(handed.key, handed.params), handed.level === "polite" ? "info" : "critical");
   }
 
   _error(frame) {
     const id = frame.client_msg_id;
     const text = this._texts.error(frame.code, frame.message);
     if (id && id === this._opening) this._opening = null;
-    for (const dialog of this.querySelectorAll("action-dialog, patient-dialog, presence-dialog")) {
+    for (const dialog of this.querySelectorAll("action-dialog, patient-dialog, presence-dialog, handover-dialog")) {
       if (dialog.error(id, text, frame.code)) return;
     }
     const item = id ? this._conversation.items.get(id) : undefined;
@@ -490,7 +512,7 @@ export class ChatdApp extends HTMLElement {
     }
     if (id?.startsWith("n-")) return; // "delivered" of an alert that is closed meanwhile
     const { book } = this._conversation;
-    if (book.raises.has(id) || [...book.pending.values()].some((one) => one.id === id)) return; // it stands beside its alert
+    if (book.raises.has(id) || [...book.pending.values(), ...book.hands.values()].some((one) => one.id === id)) return; // it stands beside its alert
     this._say(text);
   }
 
@@ -549,7 +571,7 @@ export class ChatdApp extends HTMLElement {
     if (due.has("alerts")) {
       alerts.show(this._view);
       sheet.show(this._view);
-      for (const dialog of this.querySelectorAll("alert-list, raise-dialog")) dialog.changed();
+      for (const dialog of this.querySelectorAll("alert-list, raise-dialog, handover-dialog")) dialog.changed();
       const open = this._conversation.openAlerts().length;
       document.title = this._texts.t(open > 0 ? "app.alerts_title" : "app.title", { count: open });
     }
@@ -569,7 +591,7 @@ export class ChatdApp extends HTMLElement {
     if (key === "announce.alert") return t(key, { ...params, priority: this._texts.of("alerts.priority", params.priority) });
     if (key === "announce.action") return t(key, { ...params, status: this._texts.of("action.state", params.status) });
     if (key === "announce.alert_over") return t(key, { ...params, state: this._texts.of("alerts.state", params.state) });
-    if (key.startsWith("announce.alert_")) return t(key, { ...params, by: personName(this._view, params.by) });
+    if (key.startsWith("announce.alert_") || key.startsWith("announce.handover_")) return t(key, { ...params, by: personName(this._view, params.by) });
     return t(key, params);
   }
 

@@ -46,6 +46,8 @@ export class Conversation {
     /** The server has said that it cannot read its alerts now. */
     this.alertsAway = false;
     this.taken = null;
+    /** The last event of a hand-over to or from this person, {key, params, level}; the page says it and resets it. */
+    this.handed = null;
   }
 
   get alerts() {
@@ -151,6 +153,17 @@ export class Conversation {
   _announce(level, key, params = {}) {
     this.announcements.push({ level, key, params });
     if (this.announcements.length > 50) this.announcements.shift();
+  }
+
+  /** An offer is said to who is asked, its outcome to who has offered; what is still theirs is said aloud. */
+  _handed(alert, { event, from, to }) {
+    const mine = from === this.book.me.user_id;
+    const key = mine ? { handed_over: "taken", handover_refused: "refused", handover_lapsed: "lapsed" }[event] : { handover_offered: "asked" }[event];
+    if (!key) return;
+    const level = key === "refused" || key === "lapsed" ? "assertive" : "polite";
+    const said = { level, key: `announce.handover_${key}`, params: { by: mine ? to : from, text: alert.frame.content } };
+    this.handed = said;
+    this._announce(said.level, said.key, said.params);
   }
 
   _exchange(key, question) {
@@ -383,8 +396,9 @@ const HANDLERS = {
     const told = this.book.updated(frame);
     if (!told) return;
     this._changed.add("alerts");
-    const { alert, taken, reminds } = told;
+    const { alert, taken, reminds, handed } = told;
     if (reminds) this.rung = alert;
+    if (handed) this._handed(alert, handed);
     if (taken !== null) {
       this.taken = { alert, by: taken };
       this._announce("polite", "announce.alert_taken", { by: taken, text: alert.frame.content });

@@ -52,6 +52,13 @@ export class Server {
     return Array.isArray(answer.patients) ? answer.patients : [];
   }
 
+  /** Who may be asked to take alerts over: {people: [{user_id, roles, state, is_here}], is_whole}. */
+  async people(department, token) {
+    const url = new URL(`v1/departments/${encodeURIComponent(department)}/people`, this._base);
+    const answer = await json(url, { headers: { Authorization: `Bearer ${token}` } });
+    return { people: Array.isArray(answer.people) ? answer.people : [], is_whole: answer.is_whole !== false };
+  }
+
   socketUrl(department, userId) {
     const path = `chat/${encodeURIComponent(department)}/${encodeURIComponent(userId)}`;
     const url = new URL(path, this._base);

@@ -19,6 +19,7 @@ export class AlertStrip extends HTMLElement {
     const [raise] = [...book.raises.values()].filter((one) => !["accepted", "withdrawn"].includes(one.status));
     const [first] = alerts;
     const more = alerts.length + Number(Boolean(raise)) - 1;
+    const asked = book.asked().length;
     this.setAttribute("role", "region");
     this.setAttribute("aria-label", t("alerts.region"));
     const kind = raise ? "alert-high" : first ? `alert-${priorityOf(first)}` : "alert-none";
@@ -32,6 +33,7 @@ export class AlertStrip extends HTMLElement {
           : first
             ? [prioritySign(view.texts, first), h("span", { class: "alert-content", dir: "auto" }, first.frame.content), h("span", { class: "alert-who small", "data-who": first.key }, whoText(view, first))]
             : h("span", { class: "alert-sign" }, icon("alert"), t("board.none")),
+        asked > 0 && h("span", { class: "mark alert-more" }, icon("people"), h("span", { class: "asked-long" }, t("handover.asked_count", { count: asked })), h("span", { class: "asked-short", "aria-hidden": "true" }, String(asked))),
         more > 0 && h("span", { class: "mark alert-more" }, t("alerts.plus", { count: more })),
       ),
     );
@@ -70,6 +72,7 @@ export function alertRow(view, element, alert) {
         h("span", { class: "alert-who", "data-who": key }, whoText(view, alert)),
         frame.patient_id && h("span", { dir: "auto" }, view.patientLabel(frame.patient_id)),
         mine && h("span", { class: "mark" }, mine),
+        alert.handovers.map((offer) => h("span", { class: "mark" }, t("handover.between", { from: personName(view, offer.from), to: personName(view, offer.to) }))),
         book.isVacant(alert) && alert.nextEscalationAt && until(view, alert.nextEscalationAt),
       ),
     ),

@@ -61,7 +61,7 @@ def answered(alert: Alert, user_id: str, answer: str, after_s: float = 5, **chan
     return board.respond(alert, response, POLICIES.of(alert), NOW + timedelta(seconds=after_s))
 
 
-def refusal(alert: Alert, user_id: str, answer: str, **changes: object) -> ErrorCode:
+def refusal(alert: Alert, user_id: str, answer: str, **changes: Any) -> ErrorCode:
     with pytest.raises(RemoteProtocolError) as caught:
         answered(alert, user_id, answer, **changes)
     return caught.value.code

@@ -71,6 +71,12 @@ REACH = f.Reach(
     unreachable=("dr.lima.cardio", "dr.faria.cardio"),
     covered={"dr.lima.cardio": "dr.mendes.cardio"},
 )
+COLLEAGUES = (
+    ("dr.mendes.cardio", ("physician",), "available", True),
+    ("dr.santos.cardio", ("physician",), "available", True),
+    ("enf.alves", ("nurse", "charge_nurse"), "in_procedure", True),
+    ("dr.rocha.cardio", ("cardiologist",), "available", False),
+)
 #: What the server sends with an alert that somebody has to accept.
 OPTIONS = (
     f.AlertOption(id="coming", label="I am coming", label_pt="Vou já", answer="accept"),
@@ -170,6 +176,8 @@ class FakeChatd:
         #: Take answers to alerts and raised alerts as the server does; else they only are received.
         self.answers_alerts = True
         self.reach = REACH
+        #: Who may be asked to take an alert over: (user id, roles, state, is here).
+        self.people: tuple[tuple[str, tuple[str, ...], str, bool], ...] = COLLEAGUES
         self.facts_of: Callable[[f.UserMessage], f.Facts] | None = None
         self.reply_of: Callable[[f.UserMessage], f.AiResponse] | None = None
         self._sessions: dict[str, _Session] = {}
@@ -276,6 +284,7 @@ class FakeChatd:
                 Route("/v1/demo", self._demo),
                 Route("/v1/demo/token", self._demo_token, methods=["POST"]),
                 Route("/v1/departments/{department}/patients", self._patients),
+                Route("/v1/departments/{department}/people", self._people),
                 WebSocketRoute("/chat/{department}/{user_id}", self._socket),
                 Mount("/web", StaticFiles(directory=WEB)),
             ],
@@ -305,6 +314,15 @@ class FakeChatd:
             return JSONResponse({}, status_code=401)
         fields = ("patient_id", "name", "birth_date", "sex", "age_years")
         return JSONResponse({"patients": [{name: getattr(one, name) for name in fields} for one in PATIENTS]})
+
+    async def _people(self, request: Request) -> Response:
+        if not request.headers.get("authorization", "").startswith("Bearer token."):
+            return JSONResponse({}, status_code=401)
+        people = [
+            {"user_id": user, "roles": roles, "state": state, "is_here": is_here}
+            for user, roles, state, is_here in self.people
+        ]
+        return JSONResponse({"people": people, "is_whole": True})
 
     # --- the socket -----------------------------------------------------------------------------------------
 
@@ -511,6 +529,15 @@ class FakeChatd:
                     expires_at=_iso(datetime.now(UTC) + timedelta(minutes=10)),
                 ),
             )
+        elif frame.step == "hand_over":
+            await self._tell(session, msgspec.structs.replace(base, status="handed_over", by=line.user_id))
+            now = datetime.now(UTC)
+            until = _iso(now + timedelta(minutes=30))
+            offer = f.AlertHandover(from_=line.user_id, to=frame.colleague or "", at=_iso(now), until=until)
+            fields = {"priority": "normal", "content": f"Handed over: {base.label}", "patient_id": base.patient_id}
+            who = (f.AlertHolder(user_id=line.user_id, answer="accept", at=_iso(now)),)
+            told = {"from_": line.user_id, "to": f.AlertTarget(user=line.user_id), "state": "in_progress", "who": who}
+            await self._alert(fields | told | {"alert_id": f"al-{frame.action_id}", "handovers": (offer,)})
         elif frame.step == "dismiss" and not is_dismiss_reason(frame.reason):
             await line.send(_error(ErrorCode.BAD_REQUEST, frame.client_msg_id))
         elif frame.step == "dismiss":
@@ -585,7 +612,7 @@ class FakeChatd:
         elif frame.alert_id in self._open:
             known = self._open[frame.alert_id]
             self._open[frame.alert_id] = msgspec.structs.replace(
-                known, state=frame.state, who=frame.who, slots=frame.slots or known.slots
+                known, state=frame.state, who=frame.who, slots=frame.slots or known.slots, handovers=frame.handovers
             )
         if frame.state in {"resolved", "stood_down", "expired"}:
             self._open.pop(frame.alert_id, None)
@@ -597,6 +624,9 @@ class FakeChatd:
         alert = self._open.get(frame.alert_id)
         if alert is None:
             await line.send(_error(ErrorCode.ALERT_CLOSED, frame.client_msg_id))
+            return
+        if frame.answer in {"hand_over", "take_over", "refuse_handover", "revoke_handover"}:
+            await self._hand(line, alert, frame)
             return
         now = datetime.now(UTC)
         eta_at = None if frame.eta_min is None else _iso(now + timedelta(minutes=frame.eta_min))
@@ -627,6 +657,50 @@ class FakeChatd:
                 by=line.user_id,
                 who=who,
                 slots=slots,
+            )
+        )
+
+    async def _hand(self, line: _Line, alert: f.SystemNotification, frame: f.AlertResponse) -> None:
+        """Offer an alert, take it over, refuse or withdraw: as the board would."""
+        now, me = datetime.now(UTC), line.user_id
+        taking = frame.answer in {"take_over", "refuse_handover"}
+        if frame.answer == "hand_over":
+            about = f.AlertHandover(
+                from_=me, to=frame.colleague or "", at=_iso(now), until=_iso(now + timedelta(minutes=30))
+            )
+            rest = tuple(one for one in alert.handovers if one.from_ != me)
+        else:
+            found = [one for one in alert.handovers if (one.to if taking else one.from_) == me]
+            if not found:
+                await line.send(_error(ErrorCode.HANDOVER_ENDED, frame.client_msg_id))
+                return
+            about = found[0]
+            rest = tuple(one for one in alert.handovers if one != about)
+        who, state = alert.who, alert.state
+        if frame.answer == "take_over":
+            others = tuple(one for one in who if one.user_id not in {me, about.from_})
+            given = f.AlertHolder(user_id=about.from_, answer="handed_over", at=_iso(now))
+            who = (f.AlertHolder(user_id=me, answer="accept", at=_iso(now)), given, *others)
+            state = "in_progress"
+        await line.send(f.Accepted(client_msg_id=frame.client_msg_id, alert_id=frame.alert_id))
+        events = {
+            "hand_over": "handover_offered",
+            "take_over": "handed_over",
+            "refuse_handover": "handover_refused",
+            "revoke_handover": "handover_revoked",
+        }
+        await self._record(
+            f.AlertUpdate(
+                alert_id=frame.alert_id,
+                alert_seq=len(self._alerts) + 1,
+                state=state,
+                event=events[frame.answer],
+                by=me,
+                who=who,
+                slots=alert.slots,
+                timestamp=_iso(now),
+                handovers=(*rest, about) if frame.answer == "hand_over" else rest,
+                handover=about,
             )
         )
 
