@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -59,20 +60,24 @@ class Shape(NamedTuple):
     """How much is written and read at a size of model: a CPU takes a hundred times as long for the second one.
 
     ``prompt_tokens`` and ``answer_tokens`` of the engine's rounds, ``path_tokens`` of an answer through everything,
-    for at most ``path_users``; ``sharing`` users of one beginning.
+    for at most ``path_users``, of a vLLM server ``vllm_users``: of more, the last of the larger model's first words
+    come later on a CPU than an engine may be silent. ``sharing`` users of one beginning.
     """
 
     prompt_tokens: int
     answer_tokens: int
     path_tokens: int
     path_users: int
+    vllm_users: int
     sharing: int
     rounds: int
 
 
 SHAPES: Final[dict[Literal["1m", "100m"], Shape]] = {
-    "1m": Shape(prompt_tokens=192, answer_tokens=256, path_tokens=96, path_users=20, sharing=20, rounds=3),
-    "100m": Shape(prompt_tokens=48, answer_tokens=48, path_tokens=32, path_users=8, sharing=8, rounds=1),
+    "1m": Shape(
+        prompt_tokens=192, answer_tokens=256, path_tokens=96, path_users=20, vllm_users=20, sharing=20, rounds=3
+    ),
+    "100m": Shape(prompt_tokens=48, answer_tokens=48, path_tokens=32, path_users=8, vllm_users=4, sharing=8, rounds=1),
 }
 #: The beginning that a department shares, in tokens, and what differs.
 SHARED_TOKENS = 1_500
@@ -672,9 +677,10 @@ async def measure(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
             shape = SHAPES[size]
             rounds = 1 if arguments.short else arguments.rounds or shape.rounds
             few = [count for count in users if count <= shape.path_users]
+            fewer = [count for count in users if count <= shape.vllm_users]
             folder = Path(place) / size
             tiny.make(folder, size)
-            steps = {"engine": len(users), "prompts": 1 / (rounds + 1), "path": len(few), "vllm": len(few)}
+            steps = {"engine": len(users), "prompts": 1 / (rounds + 1), "path": len(few), "vllm": len(fewer)}
             part: dict[str, Any] = figures["models"].setdefault(size, {})
             with Progress(disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
                 task = bar.add_task(f"{size} model", total=sum(steps[each] for each in parts) * (rounds + 1))
@@ -695,7 +701,7 @@ async def measure(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
                     part["path"] = await path(folder, shape, rounds, few, tick)
                     keep(figures, out)
                 if "vllm" in parts:
-                    part["vllm"] = await vllm_path(folder, shape, rounds, few, tick)
+                    part["vllm"] = await vllm_path(folder, shape, rounds, fewer, tick)
                     keep(figures, out)
     return figures
 
@@ -711,6 +717,8 @@ def main() -> int:
     if arguments.rounds is not None and not 1 <= arguments.rounds <= 20:
         parser.error("--rounds is 1 to 20")
     restart(sys.orig_argv[1:])
+    # Ended from outside, what was started here ends too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     out = ROOT / "out" / "bench"
     show(asyncio.run(measure(arguments, out)))
     print(f"wrote {out / 'inference.json'} and inference.png")
