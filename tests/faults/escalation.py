@@ -50,7 +50,7 @@ Row = tuple[int, str, str, datetime]
 
 DEPARTMENT: Final = "cardiology"
 POLICY: Final = "chain"
-REPEAT_S, STEP_S, REMIND_S, EXPIRE_S = 5, 8, 5, 80
+REPEAT_S, STEP_S, REMIND_S, EXPIRE_S = 5, 8, 5, 100
 #: A chain with every kind of step. The second wait between rings is a day: each step rings again once.
 POLICIES: Final = {
     "policies": {
@@ -103,8 +103,10 @@ GAP_MIDDLES: Final = (2.5, 6.5, 10.5, 14.5, 18.5, 22.5, 25.5, 29.5, 40.0)
 GAPS: Final = tuple(f"{before} > {after}" for before, after in itertools.pairwise(CHAIN))
 #: Alerts of a run: one for each gap at the first kill, and some at any moment.
 MORE_ALERTS: Final = 5
-#: From the moment that a gateway which was killed is there again to the next kill.
+#: From the moment that a gateway which was killed is there again to the next kill; and so many times as long as its
+#: start took at least, so that also on a busy machine chains get on.
 KILL_AFTER_S: Final[Mapping[Name, tuple[float, float]]] = {"postgresql": (3.0, 6.0), "sqlite": (8.0, 12.0)}
+REST_OF_START: Final[Mapping[Name, float]] = {"postgresql": 0.5, "sqlite": 2.0}
 #: What a wall clock is off by, one after the other.
 CLOCKS: Final = ("+2h", "-2h", "+0")
 CLOCK_EVERY_S: Final = (4.0, 9.0)
@@ -412,6 +414,7 @@ class Killer:
     def __init__(self, stand: Stand, chance: random.Random, first_s: float) -> None:
         self.kills: list[datetime] = []
         self._stand, self._chance, self._first_s = stand, chance, first_s
+        self._rest = REST_OF_START[stand.name]
         self._is_over = asyncio.Event()
 
     async def run(self) -> None:
@@ -421,8 +424,11 @@ class Killer:
                 return
             self.kills.append(datetime.now(UTC))
             await asyncio.to_thread(gateway.kill)
+            began = time.monotonic()
             await asyncio.to_thread(gateway.start)
-            await self._wait(time.monotonic() + self._chance.uniform(*KILL_AFTER_S[self._stand.name]))
+            ready = time.monotonic()
+            rest_s = max(self._chance.uniform(*KILL_AFTER_S[self._stand.name]), (ready - began) * self._rest)
+            await self._wait(ready + rest_s)
 
     def end(self) -> None:
         """``run`` ends once the gateway that it has killed is there again; it must not be cancelled while it starts."""
