@@ -1,10 +1,10 @@
 """Chains of alerts while gateways are killed and clocks are set: each step once, none early, none left out.
 
 ``python -m tests.faults.escalation --runs 10`` prints what was measured and exits with 1 on the first broken promise,
-naming its seed; ``--seed N --runs 1`` repeats that run's plan. One run is two gateways on PostgreSQL, of which one has
-its wall clock set by two hours again and again, and one gateway on SQLite; they are killed with SIGKILL at moments of
-the seed's and started again, while alerts take all steps of a chain. What is judged is the ledger, what phones have
-heard, and the test's own monotonic clock.
+naming its seed; ``--seed N --runs 1`` takes that run's chances again. One run is two gateways on PostgreSQL, of which
+one has its wall clock set by two hours again and again, and one gateway on SQLite. They are killed with SIGKILL, in
+every gap of a chain, and started again, while alerts take all steps of it. What is judged is the ledger, what phones
+have heard, and the test's own monotonic clock.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Row = tuple[int, str, str, datetime]
 
 DEPARTMENT: Final = "cardiology"
 POLICY: Final = "chain"
-REPEAT_S, STEP_S, REMIND_S, EXPIRE_S = 5, 8, 5, 100
+REPEAT_S, STEP_S, REMIND_S, EXPIRE_S = 5, 8, 5, 90
 #: A chain with every kind of step. The second wait between rings is a day: each step rings again once.
 POLICIES: Final = {
     "policies": {
@@ -98,11 +98,12 @@ WAITS: Final[Mapping[int, tuple[tuple[int, float], ...]]] = {
     9: ((0, EXPIRE_S), (8, REMIND_S)),
 }
 _BY_PEOPLE: Final = 7
-#: A moment in the midst of each gap of a chain, in seconds from its start, if nothing is late.
-GAP_MIDDLES: Final = (2.5, 6.5, 10.5, 14.5, 18.5, 22.5, 25.5, 29.5, 40.0)
-GAPS: Final = tuple(f"{before} > {after}" for before, after in itertools.pairwise(CHAIN))
-#: Alerts of a run: one for each gap at the first kill, and some at any moment.
-MORE_ALERTS: Final = 5
+#: The gaps between them, and how long each is if nothing is late.
+GAPS: Final = tuple(f"{n} {before} > {after}" for n, (before, after) in enumerate(itertools.pairwise(CHAIN), 1))
+GAPS_S: Final = (5.0, 3.0, 5.0, 3.0, 5.0, 3.0, 3.0, 5.0, 20.0)
+#: Alerts of a run. Their number is at least the first, and then so many as it takes to kill in every gap.
+ALERTS: Final = (12, 60)
+RAISE_EVERY_S: Final = (1.5, 3.5)
 #: From the moment that a gateway which was killed is there again to the next kill; and so many times as long as its
 #: start took at least, so that also on a busy machine chains get on.
 KILL_AFTER_S: Final[Mapping[Name, tuple[float, float]]] = {"postgresql": (3.0, 6.0), "sqlite": (8.0, 12.0)}
@@ -382,9 +383,8 @@ class Measured(msgspec.Struct):
             self.late_s.setdefault(kind, []).extend(late)
 
 
-async def chain(stand: Stand, n: int, wait_s: float, listener: Phone, told: dict[str, Told]) -> None:
+async def chain(stand: Stand, n: int, listener: Phone, told: dict[str, Told]) -> None:
     """Raise one alert, accept it when nobody has, and wait for its end."""
-    await asyncio.sleep(wait_s)
     # A user of its own: two connections of one are the most.
     person = Phone(stand, f"dr.chain{n}.cardio", n)
     mine = Told(raised=time.monotonic())
@@ -411,32 +411,43 @@ async def chain(stand: Stand, n: int, wait_s: float, listener: Phone, told: dict
 class Killer:
     """Kills one gateway after the other and starts it again, until it is told to ``end``."""
 
-    def __init__(self, stand: Stand, chance: random.Random, first_s: float) -> None:
+    def __init__(self, stand: Stand, chance: random.Random, listeners: Sequence[Phone]) -> None:
         self.kills: list[datetime] = []
-        self._stand, self._chance, self._first_s = stand, chance, first_s
+        self.hits: Counter[str] = Counter()
+        self._stand, self._chance, self._listeners = stand, chance, listeners
         self._rest = REST_OF_START[stand.name]
         self._is_over = asyncio.Event()
 
     async def run(self) -> None:
-        await self._wait(time.monotonic() + self._first_s)
-        for gateway in itertools.cycle(self._stand.gateways):
-            if self._is_over.is_set():
-                return
-            self.kills.append(datetime.now(UTC))
+        """Kill until each gap of a chain has been met; gaps that were met least come first."""
+        gateways = itertools.cycle(self._stand.gateways)
+        while not all(self.hits[gap] for gap in GAPS):
+            wanted = min(range(len(GAPS)), key=lambda n: (self.hits[GAPS[n]], self._chance.random()))
+            while not any(passed == wanted + 1 for passed in self._passed().values()):
+                await self._wait(0.05)
+                if self._is_over.is_set():
+                    return
+            await self._wait(self._chance.uniform(0, 0.6) * GAPS_S[wanted])
+            gateway, killed_at, began = next(gateways), datetime.now(UTC), time.monotonic()
             await asyncio.to_thread(gateway.kill)
-            began = time.monotonic()
             await asyncio.to_thread(gateway.start)
-            ready = time.monotonic()
-            rest_s = max(self._chance.uniform(*KILL_AFTER_S[self._stand.name]), (ready - began) * self._rest)
-            await self._wait(ready + rest_s)
+            rest_s = (time.monotonic() - began) * self._rest
+            self.kills.append(killed_at)
+            self.hits += met(await ledger_log(self._stand), killed_at)
+            await self._wait(max(self._chance.uniform(*KILL_AFTER_S[self._stand.name]), rest_s))
+
+    def _passed(self) -> Counter[str]:
+        """How many events of its chain each alert has behind it, by the phone that has heard most."""
+        most = max(self._listeners, key=lambda phone: len(phone.heard))
+        return Counter(each.alert_id for each in most.heard if each.event != "receipts")
 
     def end(self) -> None:
         """``run`` ends once the gateway that it has killed is there again; it must not be cancelled while it starts."""
         self._is_over.set()
 
-    async def _wait(self, until: float) -> None:
+    async def _wait(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, until - time.monotonic())):
+            async with asyncio.timeout(seconds):
                 await self._is_over.wait()
 
 
@@ -454,20 +465,26 @@ async def wave(stand: Stand, seed: int) -> Measured:
     """Let chains run under faults; raises Broken on the first promise that is not kept."""
     chance = random.Random(f"{seed} {stand.name}")
     measured = Measured()
-    first_s = GAP_MIDDLES[-1] + 1
-    starts = [first_s - middle + chance.uniform(-0.5, 0.5) for middle in GAP_MIDDLES]
-    starts += [chance.uniform(0, first_s) for _ in range(MORE_ALERTS)]
     listeners = [Phone(stand, f"dr.listener{n}.cardio", n) for n in range(3)]
     for each in listeners:
         await each.reconnect()
     told: dict[str, Told] = {}
-    killer = Killer(stand, chance, first_s)
+    killer = Killer(stand, chance, listeners)
     killing = asyncio.create_task(killer.run())
     running = [asyncio.create_task(each.listen()) for each in listeners]
     setting = asyncio.create_task(set_clocks_all_the_time(stand, chance, measured))
-    chains = [chain(stand, n, wait_s, listeners[n % 3], told) for n, wait_s in enumerate(starts)]
+
+    async def chains() -> None:
+        least, most = ALERTS
+        async with asyncio.TaskGroup() as group:
+            for n in range(most):
+                if n >= least and killing.done():
+                    break
+                group.create_task(chain(stand, n, listeners[n % 3], told))
+                await asyncio.sleep(chance.uniform(*RAISE_EVERY_S))
+
     try:
-        await _until_all(chains, beside=[*running, setting, killing])
+        await _until_all([chains()], beside=[*running, setting, killing])
         killer.end()
         await killing
         log = await ledger_log(stand)
@@ -543,7 +560,7 @@ async def _until_all(stories: Sequence[Coroutine[Any, Any, None]], beside: Seque
     told = [asyncio.create_task(each) for each in stories]
     left: set[asyncio.Task[None]] = {*told, *beside}
     try:
-        async with asyncio.timeout(2 * CHAIN_S):
+        async with asyncio.timeout(3 * CHAIN_S):
             while not all(each.done() for each in told):
                 done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
                 for each in done:
@@ -603,12 +620,16 @@ def judge(
                 early_s = earliest[place] - first_heard[events[place][0]]
                 raise Broken(f"{alert_id}: {names[place]} {early_s:.3f} s early by the test's clock")
             measured.late_s.setdefault(names[place], []).append((moments[place] - due_at).total_seconds())
-        for killed_at in kills:
-            passed = sum(at <= killed_at for at in moments)
-            if 0 < passed < len(CHAIN):
-                measured.gaps[GAPS[passed - 1]] += 1
+    for killed_at in kills:
+        measured.gaps += met(log, killed_at)
     measured.alerts += len(by_alert)
     measured.kills += len(kills)
+
+
+def met(log: Sequence[Row], killed_at: datetime) -> Counter[str]:
+    """In which gaps of their chains alerts were at that moment."""
+    passed = Counter(alert_id for _, alert_id, event, at in log if event != "receipts" and at <= killed_at)
+    return Counter(GAPS[count - 1] for count in passed.values() if count < len(CHAIN))
 
 
 def run(seed: int, names: Sequence[Name] = ("postgresql", "sqlite")) -> dict[Name, Measured]:
@@ -625,7 +646,10 @@ def run(seed: int, names: Sequence[Name] = ("postgresql", "sqlite")) -> dict[Nam
             return dict(zip(names, asyncio.run(all_of(stands)), strict=True))
         except* (Broken, TimeoutError) as group:
             logs = "\n".join(gateway.log()[-2000:] for stand in stands for gateway in stand.gateways)
-            raise Broken(f"seed {seed}: {group.exceptions[0]!r}\n{logs}") from group.exceptions[0]
+            first: BaseException = group
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            raise Broken(f"seed {seed}: {first!r}\n{logs}") from first
 
 
 def table(measured: Mapping[Name, Measured]) -> str:
@@ -633,7 +657,7 @@ def table(measured: Mapping[Name, Measured]) -> str:
     lines = []
     for name, each in measured.items():
         lines.append(f"{name}: {each.alerts} chains, {each.kills} kills, clock set {each.clocks_set} times")
-        lines += [f"  killed between {gap:24} {each.gaps[gap]:5}" for gap in GAPS]
+        lines += [f"  killed between {gap:26} {each.gaps[gap]:5}" for gap in GAPS]
         for kind, late in each.late_s.items():
             found = sorted(late)
             p99 = found[min(len(found) - 1, round(0.99 * len(found)))]
