@@ -50,6 +50,10 @@ T = TypeVar("T")
 
 #: After an unavailable Redis a phone comes back after this, plus its own jitter.
 _COME_BACK_MS = 1_000
+#: How often a connection's deadlines are looked at, at least.
+_LOOK_MS = 1_000
+#: A phone that comes from a gateway that has died may bring a run whose lease (3 s) has yet to lapse.
+_NEW_MS = 10_000
 _ANSWER = b'{"type":"ai_response"'
 
 
@@ -75,6 +79,7 @@ class Connection:
         self.department = websocket.path_params["department"]
         self.user_id = websocket.path_params["user_id"]
         self.connection_id = node.new_connection_id()
+        self._opened_ms = 0
         self.channel: Literal["app", "push", "board"] = "app"
         self.lang = ""
         self.key: str | None = None
@@ -100,8 +105,15 @@ class Connection:
         self._msgpack = False
         self._received = 0
         self._outbox = Outbox(node.settings.outbox_bytes)
-        self._behind = asyncio.Event()
-        self._is_reading = False
+        #: The session's log is, or may be, ahead of the cursor; the task that reads on, while there is one.
+        self._behind = False
+        self._catching_up: asyncio.Task[None] | None = None
+        #: The newest event that was rung for before the cursor was known.
+        self._rung = 0
+        #: Its turn among the sessions that rest; given by the node.
+        self.turn = 0
+        #: When ``tick`` is to be called; None: not now.
+        self.due_ms: int | None = None
         #: What the phone was last told of the model; None before its welcome.
         self.mode_told: ModeChange | None = None
         self._gone = asyncio.Event()
@@ -138,7 +150,7 @@ class Connection:
         self.compat_text = self.compat and self._websocket.query_params.get("compat") == "text"
         self._msgpack = chosen == PROTOCOL_MSGPACK
         await self._websocket.accept(subprotocol=chosen)
-        now_ms = self._now_ms()
+        now_ms = self._opened_ms = self._now_ms()
         settings = self.node.settings
         self.session = Session(
             compat=self.compat,
@@ -193,18 +205,19 @@ class Connection:
         )
         loops: list[asyncio.Task[None]] = [
             asyncio.create_task(self._write_loop()),
-            asyncio.create_task(self._keepalive()),
         ]
+        self.due_ms = self._now_ms()
         try:
             resume_from = await self._unless_closing(self._open(hello))
             # Alerts overtake whatever waits, but not the welcome.
             self._alerts_after = self._outbox.replies_offered
             self._admit_alerts()
-            loops += [asyncio.create_task(self._read_loop()), asyncio.create_task(self._catch_up_loop())]
+            loops.append(asyncio.create_task(self._read_loop()))
             if self.channel == "app":
                 # A push extension and a wall board hear of alerts only: the session's log is not theirs.
                 self.cursor = resume_from
-                self._behind.set()
+                if max(self._rung, self.opened_seq) > resume_from:
+                    self._catch_up_soon()
                 # What is being written now is heard from here on, wherever it is followed for the session.
                 self.node.attend(self)
             watched: list[asyncio.Future[Any]] = [*loops, self._close_wanted]
@@ -216,7 +229,9 @@ class Connection:
                     loop.result()  # raises: Closing, WebSocketDisconnect or a fault
             return Closing(CloseCode.NORMAL)
         finally:
-            await tasks.end(loops)
+            # It does not begin anew: nothing rings here any more once the node has let go of the phone.
+            self.cursor, self.due_ms = None, None
+            await tasks.end([*loops, *([self._catching_up] if self._catching_up is not None else [])])
 
     async def _unless_closing(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``; raises Closing where somebody wants to close before it is there."""
@@ -449,7 +464,7 @@ class Connection:
 
     def can_hear(self, response_id: str) -> bool:
         """Whether text and places of this response may be sent: the log before it has gone out, its answer has not."""
-        is_current = self.cursor is not None and not self._behind.is_set() and not self._is_reading
+        is_current = self.cursor is not None and self._catching_up is None
         return is_current and not self.compat and not self.session.is_finished(response_id)
 
     def hear_place(self, frame: Queue) -> None:
@@ -519,31 +534,47 @@ class Connection:
 
     def ring(self, seq: int, frame: bytes | None = None) -> None:
         """The session's log has grown to ``seq``; with its frame at hand and nothing missing, send it at once."""
-        if self.cursor is None or seq <= self.cursor:
-            return
-        if frame is not None and seq == self.cursor + 1 and not self._behind.is_set():
-            self.send_event(seq, frame)
-        else:
-            self._behind.set()
+        if self.cursor is None:
+            self._rung = max(self._rung, seq)
+        elif seq > self.cursor:
+            if frame is not None and seq == self.cursor + 1 and self._catching_up is None:
+                self.send_event(seq, frame)
+            else:
+                self._catch_up_soon()
 
-    async def _catch_up_loop(self) -> None:
-        """Read on from the cursor whenever the log is ahead of it: resume, another node's append, a lost ring."""
-        while True:
-            await self._behind.wait()
+    def _catch_up_soon(self) -> None:
+        self._behind = True
+        if self._catching_up is None:
+            self._catching_up = asyncio.create_task(self._catch_up())
+            self._catching_up.add_done_callback(self._caught_up)
+
+    def _caught_up(self, task: asyncio.Task[None]) -> None:
+        self._catching_up = None
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, Closing):
+            self.close_soon(error.code)
+        elif error is not None:
+            log.error("connection_failed", connection_id=self.connection_id, error=error_name(error))
+            self.close_soon(CloseCode.RESTART, after_ms=_COME_BACK_MS)
+        elif self._behind and self.cursor is not None:
+            # It was rung for after the last look.
+            self._catch_up_soon()
+
+    async def _catch_up(self) -> None:
+        """Read on from the cursor while the log is ahead of it: resume, another node's append, a lost ring."""
+        while self._behind and self.key is not None and self.cursor is not None:
             # Cleared before reading: a ring that comes while we read must not be lost.
-            self._behind.clear()
-            if self.key is None or self.cursor is None:
-                continue
-            self._is_reading = True
+            self._behind = False
             try:
                 events = await self.node.sessions.read(self.key, self.epoch, self.cursor)
             except SessionsUnavailable:
                 # The sweep rings again.
-                continue
+                self._behind = False
+                return
             except SessionLost:
                 raise Closing(CloseCode.INSUFFICIENT_STATE) from None
-            finally:
-                self._is_reading = False
             for event in events:
                 if event.seq <= self.cursor:
                     continue
@@ -551,7 +582,7 @@ class Connection:
                     raise Closing(CloseCode.INSUFFICIENT_STATE)
                 self.send_event(event.seq, event.frame)
             if events:
-                self._behind.set()
+                self._behind = True
 
     # --- time ---
 
@@ -561,13 +592,19 @@ class Connection:
     def _heard(self) -> None:
         self.session.heard(self._now_ms())
 
-    async def _keepalive(self) -> None:
-        while True:
-            await asyncio.sleep(self._until_due_s())
-            member = self.member
-            if member is not None:
-                self.session.alert_open(member.is_rung)
-            self._apply_due()
+    def tick(self, now_ms: int) -> None:
+        """Do what time asks for: a ping, a close. The node calls it once ``due_ms`` has come."""
+        if self.member is not None:
+            self.session.alert_open(self.member.is_rung)
+        self._apply_due()
+        deadline_ms = self.session.deadline_ms()
+        # Deadlines move with alerts and tokens, so it is looked at again soon.
+        self.due_ms = now_ms + _LOOK_MS if deadline_ms is None else min(now_ms + _LOOK_MS, max(deadline_ms, now_ms + 1))
+
+    @property
+    def is_quiet(self) -> bool:
+        """No answer is under way that this phone knows of, and it has not just come."""
+        return not self.session.unanswered and self._now_ms() - self._opened_ms > _NEW_MS
 
     def _apply_due(self) -> None:
         for due in self.session.tick(self._now_ms()):

@@ -32,7 +32,8 @@ from chatd.replies.following import Follower
 from chatd.replies.runs import Run, Runs
 from chatd.replies.sessions import DOORBELL, Request, SessionLost, Sessions, SessionsUnavailable
 from chatd.settings import Settings
-from context.store import ContextStore
+from context.layers import DepartmentLayer
+from context.store import ContextStore, DepartmentUnknown
 from protocols.errors import CloseCode, RemoteProtocolError
 from protocols.frames import ModeChange
 
@@ -48,6 +49,13 @@ ALERT_DOORBELL = "chatd:alerts"
 _DOORBELL_RETRY_S = 0.5
 #: How often the model's workers are looked at.
 WATCH_S = 1.0
+#: How exactly connections keep their deadlines; the shortest of them is 5 s.
+_TICK_S = 0.25
+#: Phones whose sessions rest are swept in turn, all of them once in so many sweeps. A ring that is lost for such a
+#: session is noticed within these; where all rings may have been lost, all are swept at once.
+_TURNS = 5
+#: A department's name and actions in a welcome are at most this old.
+_DEPARTMENTS_MS = 1_000
 #: How long the last frames of a connection may take to leave before it is closed all the same; and the closing.
 FLUSH_S = 1.0
 #: What a phone may take to be gone once it is to be closed.
@@ -108,6 +116,11 @@ class Node:
         if alerts is not None:
             alerts.on_recorded = self.recorded
             alerts.presence.phones = self.phones_here
+        self._turn = self._next_turn = 0
+        self._may_have_missed = False
+        self._departments: tuple[DepartmentLayer, ...] = ()
+        self._departments_at_ms: int | None = None
+        self._departments_read: asyncio.Task[tuple[DepartmentLayer, ...]] | None = None
         self._to_ring: dict[str, int] = {}
         self._has_to_ring = asyncio.Event()
         runs.on_appended = self.ring
@@ -137,6 +150,8 @@ class Node:
     def opened(self, connection: Connection) -> None:
         """Count an accepted WebSocket; a second call changes nothing."""
         self._connections.add(connection)
+        self._next_turn += 1
+        connection.turn = self._next_turn
         metrics.CONNECTIONS.labels(connection.channel).inc()
 
     def joined(self, connection: Connection, key: str) -> None:
@@ -168,6 +183,34 @@ class Node:
             # One that still stands in a lost epoch counts other events; the sweep closes it.
             if connection.epoch == epoch:
                 connection.ring(seq, frame)
+
+    async def department(self, department_id: str) -> DepartmentLayer:
+        """A department as phones are told it, at most a second old; those who ask at the same time share one read.
+
+        Raises:
+            DepartmentUnknown: This hospital has none of this name. ContextNotLoaded, StoreUnavailable: as the store.
+        """
+        read_ms = self._departments_at_ms
+        if read_ms is None or self.clock.monotonic_ms() - read_ms >= _DEPARTMENTS_MS:
+            await self._read_departments()
+        for again in (True, False):
+            for department in self._departments:
+                if department.department_id == department_id:
+                    return department
+            if again and read_ms == self._departments_at_ms:
+                await self._read_departments()
+        raise DepartmentUnknown
+
+    async def _read_departments(self) -> None:
+        if self._departments_read is None:
+            self._departments_read = asyncio.create_task(self.store.departments())
+            self._departments_read.add_done_callback(self._have_read_departments)
+        await asyncio.shield(self._departments_read)
+
+    def _have_read_departments(self, task: asyncio.Task[tuple[DepartmentLayer, ...]]) -> None:
+        self._departments_read = None
+        if not task.cancelled() and task.exception() is None:
+            self._departments, self._departments_at_ms = task.result(), self.clock.monotonic_ms()
 
     # --- alerts ---
 
@@ -278,6 +321,7 @@ class Node:
         loops = [
             asyncio.create_task(self._listen()),
             asyncio.create_task(self._sweep()),
+            asyncio.create_task(self._tick()),
             asyncio.create_task(self._expire()),
             asyncio.create_task(self._tell_mode()),
         ]
@@ -298,6 +342,8 @@ class Node:
             pubsub = self._doorbell.pubsub(ignore_subscribe_messages=True)
             try:
                 await pubsub.subscribe(DOORBELL, ALERT_DOORBELL)
+                # Whatever was rung while nobody listened.
+                self._may_have_missed = True
                 while True:
                     message = await pubsub.get_message(timeout=30.0)
                     if message is not None:
@@ -335,10 +381,37 @@ class Node:
                 except QueueUnavailable as error:
                     log.warning("jobs_not_reaped", error=error_name(error))
 
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self.tick()
+
+    def tick(self) -> None:
+        """Have every connection do what its time asks for."""
+        now_ms = self.clock.monotonic_ms()
+        for connection in tuple(self._connections):
+            due_ms = connection.due_ms
+            if due_ms is not None and due_ms <= now_ms:
+                try:
+                    connection.tick(now_ms)
+                except Exception as error:  # one connection's fault is not the others'
+                    log.error("connection_failed", connection_id=connection.connection_id, error=error_name(error))
+                    connection.due_ms = None
+                    connection.close_soon(CloseCode.RESTART)
+
     async def sweep(self) -> None:
-        """One round: keep the sessions of this node's phones and runs, take over lapsed runs, heal lost rings."""
+        """One round: keep the sessions of this node's phones and runs, take over lapsed runs, heal lost rings.
+
+        Sessions in which something is under way have a turn in each round, those that rest in every fifth.
+        """
         working = self.runs.working
-        wanted = {(connection.key, connection.epoch) for connection in self._connections if connection.key}
+        self._turn = (self._turn + 1) % _TURNS
+        all_at_once, self._may_have_missed = self._may_have_missed, False
+        wanted = {
+            (connection.key, connection.epoch)
+            for connection in self._connections
+            if connection.key and (all_at_once or connection.turn % _TURNS == self._turn or not connection.is_quiet)
+        }
         sessions = sorted({(key, epoch) for key, epoch in wanted if key and epoch} | working.keys())
         if not sessions:
             return

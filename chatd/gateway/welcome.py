@@ -13,7 +13,7 @@ from chatd.clock import epoch_ms, iso_ms
 from chatd.ledger import LedgerUnavailable
 from chatd.replies.sessions import Opened, Request, session_key
 from context.layers import DepartmentLayer, PatientLayer
-from context.store import DepartmentUnknown, PatientUnknown
+from context.store import PatientUnknown
 from protocols.errors import ErrorCode, RemoteProtocolError
 from protocols.frames import (
     ActionInfo,
@@ -60,7 +60,7 @@ async def welcome(connection: Connection, hello: Hello) -> int:
         DepartmentUnknown: the path names no department of this hospital.
     """
     node = connection.node
-    department = await _department(connection)
+    department = await node.department(connection.department)
     session_id = COMPAT_SESSION_ID if connection.compat else hello.session_id or f"sess_{connection.connection_id[2:]}"
     key = session_key(connection.user_id, connection.department, session_id)
     now = node.clock.now()
@@ -149,13 +149,6 @@ async def _own_presence(connection: Connection) -> OwnPresence | None:
         return OwnPresence(state="available")
     until = None if said.until is None else iso_ms(said.until)
     return OwnPresence(state=said.state, until=until, delegate_to=said.delegate_to, is_accepted=said.is_accepted)
-
-
-async def _department(connection: Connection) -> DepartmentLayer:
-    for department in await connection.node.store.departments():
-        if department.department_id == connection.department:
-            return department
-    raise DepartmentUnknown
 
 
 def _welcome(
