@@ -307,7 +307,16 @@ class Phone(ChatClient):
                 async with asyncio.timeout(3):
                     await self.connect(next(self._urls))
                 return
+            # It may have been connected, and not been welcomed.
+            await self.cut()
             await asyncio.sleep(0.1)
+
+    async def leave(self) -> None:
+        """Close the connection, whatever has become of it."""
+        with contextlib.suppress(*_AWAY):
+            async with asyncio.timeout(3):
+                await self.close()
+        await self.cut()
 
     async def listen(self) -> None:
         """Hear everything until cancelled, wherever a gateway is."""
@@ -390,7 +399,7 @@ async def chain(stand: Stand, n: int, listener: Phone, told: dict[str, Told]) ->
     mine = Told(raised=time.monotonic())
     raising = {"type": "alert_raise", "to": {"user": "dr.santos.cardio"}, "priority": "critical"}
     raised = await person.command({**raising, "content": f"Chain {n}", "template": POLICY})
-    await person.cut()
+    await person.leave()
     alert_id = raised["alert_id"]
     told[alert_id] = mine
     try:
@@ -399,7 +408,7 @@ async def chain(stand: Stand, n: int, listener: Phone, told: dict[str, Told]) ->
             await asyncio.sleep(ACCEPT_S)
             mine.accepted = time.monotonic()
             await person.command({"type": "alert_response", "alert_id": alert_id, "answer": "accept"})
-            await person.cut()
+            await person.leave()
             await listener.until_event(alert_id, "expired")
     except TimeoutError:
         names = [event for _, of, event, _ in await ledger_log(stand) if of == alert_id]
@@ -494,7 +503,7 @@ async def wave(stand: Stand, seed: int) -> Measured:
         await asyncio.wait([killing])
         await _end([*running, setting])
         for phone in listeners:
-            await phone.cut()
+            await phone.leave()
     judge(log, [each.heard for each in listeners], told, killer.kills, measured)
     return measured
 
@@ -519,14 +528,14 @@ async def races(stand: Stand, seed: int, count: int) -> Counter[str]:
         # Both gateways look for what is due once a second: within this time one of them takes the step.
         await asyncio.sleep(STEP_S + chance.uniform(0, 1.0))
         await person.command({"type": "alert_response", "alert_id": alert_id, "answer": "accept"})
-        await person.cut()
+        await person.leave()
         await listener.until_event(alert_id, "reminded")
 
     try:
         await _until_all([one(n) for n in range(count)], beside=[listening])
     finally:
         await _end([listening])
-        await listener.cut()
+        await listener.leave()
     orders: Counter[str] = Counter()
     log = await ledger_log(stand)
     for alert_id in raised:
