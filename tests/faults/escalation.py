@@ -430,7 +430,7 @@ class Killer:
     async def run(self) -> None:
         """Kill until each gap of a chain has been met; gaps that were met least come first."""
         gateways = itertools.cycle(self._stand.gateways)
-        while not all(self.hits[gap] for gap in GAPS):
+        while not self.has_met_all:
             wanted = min(range(len(GAPS)), key=lambda n: (self.hits[GAPS[n]], self._chance.random()))
             while not any(passed == wanted + 1 for passed in self._passed().values()):
                 await self._wait(0.05)
@@ -439,16 +439,21 @@ class Killer:
             await self._wait(self._chance.uniform(0, 0.6) * GAPS_S[wanted])
             gateway, killed_at, began = next(gateways), datetime.now(UTC), time.monotonic()
             await asyncio.to_thread(gateway.kill)
-            await asyncio.to_thread(gateway.start)
-            rest_s = (time.monotonic() - began) * self._rest
             self.kills.append(killed_at)
             self.hits += met(await ledger_log(self._stand), killed_at)
+            await asyncio.to_thread(gateway.start)
+            rest_s = (time.monotonic() - began) * self._rest
             await self._wait(max(self._chance.uniform(*KILL_AFTER_S[self._stand.name]), rest_s))
 
     def _passed(self) -> Counter[str]:
         """How many events of its chain each alert has behind it, by the phone that has heard most."""
         most = max(self._listeners, key=lambda phone: len(phone.heard))
         return Counter(each.alert_id for each in most.heard if each.event != "receipts")
+
+    @property
+    def has_met_all(self) -> bool:
+        """Whether alerts were in every gap when a gateway was killed."""
+        return all(self.hits[gap] for gap in GAPS)
 
     def end(self) -> None:
         """``run`` ends once the gateway that it has killed is there again; it must not be cancelled while it starts."""
@@ -487,7 +492,7 @@ async def wave(stand: Stand, seed: int) -> Measured:
         least, most = ALERTS
         async with asyncio.TaskGroup() as group:
             for n in range(most):
-                if n >= least and killing.done():
+                if n >= least and killer.has_met_all:
                     break
                 group.create_task(chain(stand, n, listeners[n % 3], told))
                 await asyncio.sleep(chance.uniform(*RAISE_EVERY_S))
