@@ -22,6 +22,9 @@ from protocols.frames import AlertTarget
 #: that nobody has taken their alert as long as they are still in the house. chatd's own choice.
 OFFER_S: Final = 1_800
 
+#: The policy of an alert that asks somebody to stand in for a colleague: nobody else can have agreed to that.
+PERSONAL: Final = "cover"
+
 #: Answers after which an alert is not, or no longer, an open loop of the person who gave them.
 _AWAY: Final = frozenset(("decline", "handed_over", "done"))
 
@@ -65,8 +68,10 @@ def offer(alert: Alert, giver: Person, response: Response, now: datetime, until:
 
     Raises:
         RemoteProtocolError: bad_request without a colleague, or for oneself; forbidden where it is no open loop of
-            theirs.
+            theirs, or asks only them.
     """
+    if alert.policy == PERSONAL:
+        raise RemoteProtocolError(ErrorCode.FORBIDDEN, "alert_id: asks only you")
     taker = response.colleague
     if taker is None or taker == giver.user_id:
         raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "colleague: somebody else")

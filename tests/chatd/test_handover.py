@@ -191,6 +191,14 @@ def test_only_ones_own_open_loop_is_handed_over() -> None:
     assert refusal(offered(held), "dr.mendes", "take_over", department="icu") == ErrorCode.FORBIDDEN
 
 
+def test_standing_in_for_a_colleague_is_not_handed_over() -> None:
+    """Who has agreed to get somebody's alerts goes on getting them: nobody else has agreed to it."""
+    asked = raised("cover", to=AlertTarget(user="dr.santos"), people=("dr.santos",), raised_by="dr.pires")
+    assert refusal(asked, "dr.santos", "hand_over", colleague="dr.mendes") == ErrorCode.FORBIDDEN
+    held = after(asked, ("dr.santos", "accept", {}))
+    assert refusal(held, "dr.santos", "hand_over", colleague="dr.mendes") == ErrorCode.FORBIDDEN
+
+
 def test_only_the_one_who_is_asked_takes_over() -> None:
     """Nobody else takes, refuses or withdraws an offer, and one that has ended says so."""
     alert = offered(after(raised(), ("dr.santos", "accept", {})))
