@@ -407,7 +407,7 @@ def plot(figures: Figures, path: Path) -> None:
         each.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
         each.grid(visible=True, alpha=0.3)
     if shares.get_legend_handles_labels()[0]:
-        shares.legend(loc="lower right")
+        shares.legend(loc="best")
     figure.suptitle(
         f"drill, {figures.department}: {figures.delivered} of {figures.reachable} delivered, "
         f"median {shown(figures.delivered_median_ms)}, p99 {shown(figures.delivered_p99_ms)}"
