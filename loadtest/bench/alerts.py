@@ -207,12 +207,10 @@ class Ward:
 
 
 def waited_s(pid: int) -> float:
-    """Seconds that the threads of a process were ready to run and another had the core; 0 where that is not counted."""
-    waited_ns = 0
-    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError):
-            waited_ns += int(thread.read_text().split()[1])
-    return waited_ns / 1e9
+    """Seconds that a process's event loop was ready to run and another had the core; 0 where that is not counted."""
+    # Of the process's first thread, which runs the loop.
+    counts = Path(f"/proc/{pid}/schedstat")
+    return int(counts.read_text().split()[1]) / 1e9 if counts.exists() else 0.0
 
 
 def measure(place: Hospital, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -319,8 +317,8 @@ def show(told: dict[str, Any]) -> None:
     console.print(f"gateway's share of a core: {cores['without']:.2f} without, {cores['with']:.2f} with alerts")
     waited = told["gateway_waited"]
     console.print(
-        f"of the time it waited for a core that others had {waited['without']:.2f} without, {waited['with']:.2f} with "
-        f"alerts; load of the machine {told['load']:.1f} on {os.cpu_count()} cores"
+        f"its loop waited for a core that others had: {waited['without']:.0%} of the time without, {waited['with']:.0%} "
+        f"with alerts; load of the machine {told['load']:.1f} on {os.cpu_count()} cores"
     )
     console.print(f"answers that streamed at once: {told['streams']:.1f} on average; errors {told['errors']}")
 
