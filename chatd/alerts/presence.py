@@ -101,10 +101,10 @@ class Availed(msgspec.Struct, frozen=True, kw_only=True):
     is_accepted: bool = False
 
 
-class _Known(msgspec.Struct, frozen=True, kw_only=True):
+class _Known(msgspec.Struct, kw_only=True):
     """What Redis said of a department at ``at_ms`` of the monotonic clock; its own time then was ``now``.
 
-    ``users``: whose states were asked for.
+    ``users``: whose states were asked for. ``told``: what was made of it for a set of own phones, until that changes.
     """
 
     at_ms: int
@@ -112,6 +112,7 @@ class _Known(msgspec.Struct, frozen=True, kw_only=True):
     heard: dict[tuple[str, Channel], tuple[datetime, str]]
     states: dict[str, Availed]
     users: frozenset[str]
+    told: tuple[dict[tuple[str, Channel], tuple[str, ...]], Present] | None = None
 
 
 class Presence:
@@ -199,7 +200,9 @@ class Presence:
             known = _Known(at_ms=now_ms or 0, now=now, heard=heard, states=states, users=users)
             if now_ms is not None and writes == self._writes:
                 self._keep(department, known)
-        return Present(records=_records(own, known.heard, known.states, known.now))
+        if known.told is None or known.told[0] != own:
+            known.told = own, Present(records=_records(own, known.heard, known.states, known.now))
+        return known.told[1]
 
     def _keep(self, department: str, known: _Known) -> None:
         self._lately[department] = known
