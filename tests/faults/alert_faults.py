@@ -38,6 +38,10 @@ from tests.faults.alert_stand import Gateway, Group, Name, Raiser, Stand, send
 
 #: A fault that nobody felt within this has not happened.
 FELT_S: Final = 8.0
+#: Receipts of an alert are written once a second; after this long without any event, none is under way.
+_QUIET_S: Final = 1.3
+#: When sessions were lost: the sweep finds it, the records are loaded again, the phones come back.
+ANEW_S: Final = 30.0
 #: How slow each command of a slow Redis is.
 SLOW_MS: Final = 200
 
@@ -156,11 +160,23 @@ async def gateway_frozen(scene: Scene) -> AsyncIterator[None]:
 # --- Redis --------------------------------------------------------------------------------------------------
 
 
+async def _all_anew(scene: Scene, begun: dict[str, int]) -> None:
+    """Wait until every phone has begun anew: their sessions were lost, and the fault is not over before they know."""
+    scene.lifted_at = time.monotonic()
+    for _ in range(round(ANEW_S / 0.02)):
+        if all(scene.judge.begun(phone) > before for phone, before in begun.items()):
+            return
+        await asyncio.sleep(0.02)
+    raise NotFelt("phones were not told that their sessions were lost")
+
+
 @contextlib.asynccontextmanager
 async def redis_killed(scene: Scene) -> AsyncIterator[None]:
+    begun = {phone: scene.judge.begun(phone) for phone in scene.phones}
     scene.stand.redis.kill()
     yield
     await _all(scene.stand.redis.start)
+    await _all_anew(scene, begun)
 
 
 @contextlib.asynccontextmanager
@@ -174,8 +190,10 @@ async def redis_frozen(scene: Scene) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def redis_emptied(scene: Scene) -> AsyncIterator[None]:
+    begun = {phone: scene.judge.begun(phone) for phone in scene.phones}
     scene.stand.redis.flush()
     yield
+    await _all_anew(scene, begun)
 
 
 @contextlib.asynccontextmanager
@@ -321,8 +339,13 @@ async def sqlite_full(scene: Scene) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def gateway_and_redis_killed(scene: Scene) -> AsyncIterator[None]:
-    async with gateway_killed(scene), redis_killed(scene):
-        yield
+    begun = {phone: scene.judge.begun(phone) for phone in scene.phones}
+    victim = scene.victim()
+    victim.kill()
+    scene.stand.redis.kill()
+    yield
+    await _all(scene.stand.redis.start, victim.start)
+    await _all_anew(scene, begun)
 
 
 @contextlib.asynccontextmanager
@@ -366,7 +389,13 @@ async def retention_passed(scene: Scene) -> AsyncIterator[None]:
         await scene.until_shown(words, here)
         await raiser.stand_down([raised.alert_id])
         judge.closed(raised.alert_id)
-    await _retire(scene.stand)
+    # Retention never meets what is a second old: there has to be nothing under way that it could take from everybody.
+    raiser.is_paused = True
+    try:
+        await _quiet(scene, here)
+        await _retire(scene.stand)
+    finally:
+        raiser.is_paused = False
     # A gateway looks at its ledger once in a sweep; before, it gives what it still has in memory.
     await asyncio.sleep(SWEEP_S + 0.5)
     yield
@@ -375,6 +404,18 @@ async def retention_passed(scene: Scene) -> AsyncIterator[None]:
     await scene.until(
         lambda: judge.seen["gap told: too_far"] >= told + len(away), "phones were not told that retention had passed"
     )
+
+
+async def _quiet(scene: Scene, here: Sequence[str]) -> None:
+    """Wait until all receipts are written and everybody has everything."""
+    stood: set[int | None] = set()
+    for _ in range(round(FELT_S / _QUIET_S)):
+        now = {scene.judge.position(name) for name in here}
+        if now == stood and len(now) == 1:
+            return
+        stood = now
+        await asyncio.sleep(_QUIET_S)
+    raise NotFelt("alerts did not come to rest")
 
 
 async def _retire(stand: Stand) -> None:

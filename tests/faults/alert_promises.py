@@ -85,6 +85,8 @@ class _Screen:
         #: Words to the alert that showed them, ever; and what is shown now.
         self.ever: dict[str, str] = {}
         self.shown: set[str] = set()
+        #: How often it has begun anew, with a snapshot.
+        self.begun = 0
         #: Gaps that the phone was told of: from, to (both included), why.
         self.told: list[tuple[int, int, str]] = []
 
@@ -133,6 +135,10 @@ class Judge:
         screen = self._screens[phone]
         return screen.position if screen.is_here else None
 
+    def begun(self, phone: str) -> int:
+        """How often the phone has begun anew."""
+        return self._screens[phone].begun
+
     def shows(self, phone: str, words: str) -> bool:
         """Whether an alert is on the phone's screen now."""
         return words in self._screens[phone].shown
@@ -175,6 +181,7 @@ class Judge:
         if before is not None:
             self.seen[f"gap told: {came.gap_reason}"] += 1
             screen.told.append((before + 1, came.alert_seq, came.gap_reason or ""))
+        screen.begun += 1
         screen.position = screen.last_sent = came.alert_seq
         # The snapshot takes the place of everything that was shown.
         screen.shown.clear()

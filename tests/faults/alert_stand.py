@@ -39,7 +39,6 @@ ENV: Final = {
     "CHATD_DEMO": "true",
     "CHATD_PING_INTERVAL_S": "1",
     "CHATD_PING_TIMEOUT_S": "2",
-    "CHATD_LEDGER_TIMEOUT_S": "1",
     "CHATD_REDIS_TIMEOUT_S": "0.5",
     "CHATD_SWEEP_INTERVAL_S": "0.5",
     "CHATD_DRAIN_SPREAD_S": "1",
@@ -50,7 +49,7 @@ GATEWAYS: Final[Mapping[Name, int]] = {"pg": 2, "sqlite": 1}
 #: The ledger's disk on SQLite, so that it can be filled.
 DISK_MIB: Final = 192
 #: A machine that raises waits so long for an answer; then it tries the next gateway, under the same key.
-ANSWER_S: Final = 1.5
+ANSWER_S: Final = 2.5
 RETRY_S: Final = 0.1
 #: Time between two raises, and how many may wait for their acceptance at once.
 RAISE_EVERY_S: Final = (0.1, 0.5)
@@ -154,8 +153,6 @@ class Stand:
         self._host = host
         self.gateways: list[Gateway] = []
         self.ledger_url = ""
-        #: Days that retention has been told to forget; each time one more.
-        self.retired_days = 0
 
     def start(self) -> None:
         """Start everything; raises RuntimeError where PostgreSQL is not installed."""
@@ -211,8 +208,14 @@ class Stand:
         )
 
     def logs(self) -> str:
-        """What the gateways that run have written last."""
-        return "\n".join(gateway.log()[-2000:] for gateway in self.gateways)
+        """What the gateways that run have warned of last."""
+        lines = [
+            f"{gateway.port} {line}"
+            for gateway in self.gateways
+            for line in gateway.log().splitlines()
+            if '"level":"info"' not in line.replace(" ", "")
+        ]
+        return "\n".join(lines[-40:])
 
 
 @contextlib.contextmanager
@@ -370,7 +373,7 @@ class Caller:
                 compression=None,
                 ping_interval=1.0,
                 ping_timeout=2.0,
-                open_timeout=ANSWER_S,
+                open_timeout=2.0,
                 close_timeout=0.1,
             ) as socket,
         ):
@@ -413,6 +416,7 @@ class Raiser:
         #: Attempts that were refused or not answered: they show that a fault was felt.
         self.failed = 0
         self.sent = asyncio.Event()
+        self.is_paused = False
         self._raising: set[asyncio.Task[Raised]] = set()
         self._turn = 0
         self.caller = Caller("dr.lima.cardio", stand.token("dr.lima.cardio", "physician", "charge_nurse"), self._ports)
@@ -423,7 +427,7 @@ class Raiser:
         try:
             while True:
                 await asyncio.sleep(self._chance.uniform(*RAISE_EVERY_S))
-                if len(self._raising) < MOST_RAISING:
+                if not self.is_paused and len(self._raising) < MOST_RAISING:
                     self._start()
                 for task in [task for task in self._raising if task.done()]:
                     self._raising.discard(task)

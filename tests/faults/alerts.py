@@ -36,6 +36,8 @@ from tests.faults.alert_stand import Group, Name, Raiser, Stand, Watch, standing
 from tests.server import ROOT
 
 OUT: Final = ROOT / "out" / "faults" / "alerts.json"
+#: What gateways warned of when something was not well.
+LOG: Final = OUT.with_suffix(".log")
 PHONES: Final = 50
 #: Behind the lossy wire, and in the process that is put to sleep.
 FAR, SLEEPERS = 15, 5
@@ -63,7 +65,17 @@ class Outcome(msgspec.Struct, kw_only=True):
 class Campaign:
     """One seed on one stand."""
 
-    def __init__(self, stand: Stand, seed: int, wire: object | None, prefix: Sequence[str], address: str) -> None:
+    def __init__(
+        self,
+        stand: Stand,
+        seed: int,
+        wire: object | None,
+        prefix: Sequence[str],
+        address: str,
+        *,
+        patience: float = 1.0,
+        log: Path = LOG,
+    ) -> None:
         names = [f"phone.{n:02}" for n in range(PHONES)]
         self.groups = [
             Group(names[: -FAR - SLEEPERS]),
@@ -75,6 +87,7 @@ class Campaign:
         self.raiser = Raiser(stand, self.judge, random.Random(f"{seed} {stand.name} raiser"), f"{stand.name}-{seed}")
         self.scene = Scene(stand, self.raiser, self.judge, self.groups, wire)  # type: ignore[arg-type]
         self._prefix, self._address = prefix, address
+        self._patience, self._log = patience, log
         self._watches: set[Watch] = set()
         self._failed: asyncio.Task[None] | None = None
 
@@ -107,9 +120,11 @@ class Campaign:
                 if raising.done():
                     raising.result()
                 if outcome.problem:
-                    progress.console.print(f"seed {self.seed}, {self.stand.name}, {kind.name}: {outcome.problem}")
+                    said = f"seed {self.seed}, {self.stand.name}, {kind.name}: {outcome.problem}"
+                    progress.console.print(said, markup=False)
+                    with self._log.open("a") as log:
+                        log.write(f"{said}\n{self.stand.logs()}\n")
                     if outcome.recovery_s is None and not await self._all_well():
-                        progress.console.print(self.stand.logs())
                         break
         finally:
             if raising is not None:
@@ -173,6 +188,7 @@ class Campaign:
 
     async def _let_fall(self, kind: Kind, outcome: Outcome) -> None:
         self.scene.lifted_at = None
+        bound_s = kind.bound_s * self._patience
         fault = kind.make(self.scene)
         began = time.monotonic()
         await fault.__aenter__()
@@ -181,15 +197,15 @@ class Campaign:
             match kind.clock:
                 case "restart":
                     lifting = asyncio.create_task(fault.__aexit__(None, None, None))
-                    outcome.recovery_s = await self._probe(began, kind.bound_s)
+                    outcome.recovery_s = await self._probe(began, bound_s)
                 case "during":
-                    outcome.recovery_s = await self._probe(began, kind.bound_s)
+                    outcome.recovery_s = await self._probe(began, bound_s)
                 case "after":
                     await asyncio.sleep(self.scene.chance.uniform(*kind.hold_s))
         finally:
             await (lifting or fault.__aexit__(None, None, None))
         lifted = self.scene.lifted_at or time.monotonic()
-        again_s = await self._probe(lifted, kind.bound_s)
+        again_s = await self._probe(lifted, bound_s)
         if kind.clock == "after":
             outcome.recovery_s = again_s
         else:
@@ -198,7 +214,7 @@ class Campaign:
     async def _settle(self) -> None:
         """Wait until every phone is here and has all that was accepted; then end those alerts."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SETTLE_S):
+            async with asyncio.timeout(SETTLE_S * self._patience):
                 while self.judge.missing() or not self._is_all_here():  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
         ended = self.judge.open_alerts()
@@ -319,6 +335,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         for seed in seeds
         for stand in stands
     }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.with_suffix(".log").write_text("")
     outcomes: list[Outcome] = []
     verdicts: list[Verdict] = []
     told: list[str] = []
@@ -334,12 +352,20 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 if stand_name == "sqlite" and stand.disk is None and "disk" not in lacking:
                     refused["SQLite disk full"] = "tmpfs cannot be mounted"
                     planned = [kind for kind in planned if kind.name not in refused]  # noqa: PLW2901
-                campaign = Campaign(stand, seed, wire, prefix, address)
+                campaign = Campaign(
+                    stand,
+                    seed,
+                    wire,
+                    prefix,
+                    address,
+                    patience=arguments.patience,
+                    log=arguments.out.with_suffix(".log"),
+                )
                 try:
                     outcomes += asyncio.run(campaign.run(planned, progress, task))
                 except Exception:
                     # What was seen until here still counts; the plan is not fulfilled.
-                    console.print(traceback.format_exc(), stand.logs(), markup=False)
+                    console.print(traceback.format_exc(), markup=False)
                 verdicts.append(campaign.judge.verdict)
                 told += [f"seed {seed}, {stand_name}: {each}" for each in campaign.judge.told]
                 seen += campaign.judge.seen
@@ -374,6 +400,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             "seeds": seeds,
             "short": arguments.short,
             "phones": PHONES,
+            "patience": arguments.patience,
             "planned": wanted,
             "run": len(outcomes),
             "recovered": well,
@@ -393,7 +420,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _write(path: Path, figures: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(figures)) + b"\n")
 
 
@@ -404,6 +430,9 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="the first seed, every kind once")
     parser.add_argument("--only", default="", help="part of a kind's name")
     parser.add_argument("--stand", choices=STANDS, help="one of the two alone")
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="times every bound, on a machine that others use too"
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="where the figures go")
     return run(parser.parse_args(), Console())
 
