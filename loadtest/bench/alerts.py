@@ -317,8 +317,8 @@ def show(told: dict[str, Any]) -> None:
     console.print(f"gateway's share of a core: {cores['without']:.2f} without, {cores['with']:.2f} with alerts")
     waited = told["gateway_waited"]
     console.print(
-        f"its loop waited for a core that others had: {waited['without']:.0%} of the time without, {waited['with']:.0%} "
-        f"with alerts; load of the machine {told['load']:.1f} on {os.cpu_count()} cores"
+        f"its loop waited for a core that others had: {waited['without']:.0%} of the time without, "
+        f"{waited['with']:.0%} with alerts; load of the machine {told['load']:.1f} on {os.cpu_count()} cores"
     )
     console.print(f"answers that streamed at once: {told['streams']:.1f} on average; errors {told['errors']}")
 

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.typing import Subprotocol
 
 from chatd.gateway.auth import mint
 from tests.server import START_S, Hospital, hospital
@@ -55,8 +56,8 @@ class LightPhone:
     async def enter(self) -> dict[str, Any]:
         """One try; returns the welcome. Raises PermissionError with the server's word against it."""
         self.socket = await connect(
-            self.url, subprotocols=["chatd.v1"], compression=None, ping_interval=None, open_timeout=LOST_S
-        )  # type: ignore[arg-type]
+            self.url, subprotocols=[Subprotocol("chatd.v1")], compression=None, ping_interval=None, open_timeout=LOST_S
+        )
         await self.socket.send(json.dumps(self.hello))
         welcome: dict[str, Any] = json.loads(await self.socket.recv())
         if welcome["type"] != "welcome":
