@@ -241,6 +241,18 @@ def test_offer_lapses_after_half_an_hour_and_not_before() -> None:
     assert board.fire(taken, timer, policy, (), timer.due_at) is None
 
 
+def test_offer_of_another_does_not_lapse_with_it() -> None:
+    """Of two givers' offers the earlier one runs out alone, and the later one's end is due then."""
+    alert = offered(after(raised(), ("dr.santos", "accept", {}), ("dr.pires", "accept", {})))
+    alert = offered(alert, giver="dr.pires", taker="nurse.almeida", after_s=3900)
+    timer = next(each for each in board.timers(alert) if each.kind == "lapse")
+    change = board.fire(alert, timer, POLICIES.of(alert), (), timer.due_at)
+    assert change is not None
+    assert [each.handover and each.handover.giver for each in change.events] == ["dr.santos"]
+    (left,) = change.alert.handovers
+    assert (left.giver, left.until) == ("dr.pires", next(each.due_at for each in change.timers if each.kind == "lapse"))
+
+
 def test_second_offer_replaces_the_first() -> None:
     """Of one giver's offers for one alert the last one stands; two givers' stand side by side."""
     alert = offered(after(raised(), ("dr.santos", "accept", {}), ("dr.pires", "accept", {})))
