@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import os
 import random
+import signal
 import statistics
 import sys
 import time
@@ -88,19 +89,18 @@ class Campaign:
         self.scene = Scene(stand, self.raiser, self.judge, self.groups, wire)  # type: ignore[arg-type]
         self._prefix, self._address = prefix, address
         self._patience, self._log = patience, log
+        self.outcomes: list[Outcome] = []
         self._watches: set[Watch] = set()
-        self._failed: asyncio.Task[None] | None = None
 
     def take(self, report: Report) -> None:
         self.judge.take(report)
         for watch in tuple(self._watches):
             watch.take(report)
 
-    async def run(self, kinds: Sequence[Kind], progress: Progress, task: TaskID) -> list[Outcome]:
+    async def run(self, kinds: Sequence[Kind], progress: Progress, task: TaskID) -> None:
         """Let one fault after the other fall; ends early where nothing recovers any more."""
         chance = random.Random(f"{self.seed} {self.stand.name} faults")
         tokens = {name: self.stand.token(name, "nurse") for group in self.groups for name in group.names}
-        outcomes: list[Outcome] = []
         raising: asyncio.Task[None] | None = None
         try:
             for group in self.groups:
@@ -115,7 +115,7 @@ class Campaign:
                 # A generator of its own: what one fault draws does not depend on how the one before went.
                 self.scene.chance = random.Random(chance.random())
                 outcome = await self._fault(kind)
-                outcomes.append(outcome)
+                self.outcomes.append(outcome)
                 progress.advance(task)
                 if raising.done():
                     raising.result()
@@ -132,7 +132,6 @@ class Campaign:
                 await asyncio.gather(raising, return_exceptions=True)
             for group in self.groups:
                 await group.stop()
-        return outcomes
 
     async def _all_here(self) -> None:
         async with asyncio.timeout(COME_S):
@@ -342,11 +341,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     told: list[str] = []
     seen: Counter[str] = Counter()
     accepted = events = failed = 0
+    is_interrupted = False
     began = time.monotonic()
     with Progress(console=console) as progress, wired() as (wire, prefix, address):
         task = progress.add_task("faults", total=sum(map(len, plans.values())))
         for (seed, stand_name), planned in plans.items():
-            if not planned:
+            if not planned or is_interrupted:
                 continue
             with standing(stand_name, "0.0.0.0" if wire is not None else "127.0.0.1") as stand:
                 if stand_name == "sqlite" and stand.disk is None and "disk" not in lacking:
@@ -362,10 +362,13 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                     log=arguments.out.with_suffix(".log"),
                 )
                 try:
-                    outcomes += asyncio.run(campaign.run(planned, progress, task))
+                    asyncio.run(campaign.run(planned, progress, task))
+                except KeyboardInterrupt:
+                    is_interrupted = True
                 except Exception:
                     # What was seen until here still counts; the plan is not fulfilled.
                     console.print(traceback.format_exc(), markup=False)
+                outcomes += campaign.outcomes
                 verdicts.append(campaign.judge.verdict)
                 told += [f"seed {seed}, {stand_name}: {each}" for each in campaign.judge.told]
                 seen += campaign.judge.seen
@@ -434,6 +437,8 @@ def main() -> int:
         "--patience", type=float, default=1.0, help="times every bound, on a machine that others use too"
     )
     parser.add_argument("--out", type=Path, default=OUT, help="where the figures go")
+    # What was seen until then is shown, and everything that was started is ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return run(parser.parse_args(), Console())
 
 
