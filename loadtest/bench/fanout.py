@@ -1,15 +1,16 @@
 """Measures what one alert to all phones of a department costs chatd, and what it costs servers made for such things.
 
-For each number of subscribers: server CPU microseconds per delivered frame at full speed and at 20 messages a second,
-latency from the publisher's send to a subscriber's read (p50, p99), CPU per handshake, resident memory per idle
-connection. Prints tables and writes ``out/bench/fanout.json`` and ``fanout.png``.
+For each number of subscribers: server CPU microseconds per delivered frame at full speed and at a steady rate, latency
+from the publisher's send to a subscriber's read at that rate (p50, p99), CPU per handshake, resident memory per idle
+connection. Then, of chatd alone: 10,000 phones held at once, and a phone that never reads among others that do. Prints
+tables and writes ``out/bench/fanout.json`` and ``fanout.png``.
 
 chatd is the real gateway with everything on: tokens, sessions in Redis, lanes, ``alert_seq``, and each alert raised by
-one of the phones and committed to SQLite before anybody hears of it. Its cost has two parts, told apart by raising the
-same alerts with few phones connected: what an alert costs by itself (checking, sealing, committing), and what each
-phone adds. The peers, where they are installed (``scripts/bench-peers``), only pass a message on: nginx with nchan,
-mosquitto over WebSocket, Node with ws, and a plain loop of ``send_text`` in Starlette on the same uvicorn. All send
-messages of the size of chatd's.
+one of the phones and committed to SQLite before anybody hears of it, so its figure holds what an alert costs by itself
+too. "chatd, fan-out alone" is the part of it that does what the peers do: its protocol, pools and outboxes, passing on
+what is posted. The peers, where they are installed (``scripts/bench-peers``): nginx with nchan, mosquitto over
+WebSocket, Node with ws, and a plain loop of ``send_text`` in Starlette on the same uvicorn. All send messages of the
+size of chatd's.
 
 Everything runs on this machine, on the loopback interface, the servers on one core and the subscribers on another
 where there are two. All that it starts ends with it. Compare within one run only.
@@ -35,6 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,20 +50,27 @@ sys.path.insert(0, str(ROOT))
 
 from chatd.gateway.auth import mint  # noqa: E402
 from loadtest.bench.questions import gateway_pid  # noqa: E402
+from protocols.frames import SystemNotification  # noqa: E402
 from tests.server import hospital  # noqa: E402
 
 #: Delivered frames of one round at full speed, whatever the number of subscribers; messages are at least 20.
-FRAMES = 200_000
+FRAMES = 100_000
+#: Subscribers that connect at once.
+AT_A_TIME = 32
 #: Messages on their way at full speed.
 WINDOW = 4
-#: The slow rate: messages a second, for so long.
-RATE, RATE_S = 20, 4.0
+#: The steady rate: messages a second for so long, and at most so many frames a second, which all servers can do.
+RATE, RATE_S, RATE_FRAMES = 20, 3.0, 20_000
 #: A server that delivers nothing for this long has failed.
 WAIT_S = 30.0
 #: Alerts of one raiser in a run; chatd bundles what one raiser sends in a storm.
 RAISES_EACH = 3
-#: Phones while the alerts' own cost is measured.
-FEW = 50
+#: Phones that are held at once, and alerts to all of them.
+HELD, HELD_ALERTS = 10_000, 3
+#: Readers beside a phone that never reads, alerts to them before and after it has come, and their length.
+READERS, DEAF_ALERTS, DEAF_CHARS = 200, 200, 3_000
+#: The deaf phone's own buffer, as small as the system lets it be: what it does not read waits at the server.
+DEAF_BUFFER_BYTES = 4_096
 MARK = b"at="
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -79,8 +88,11 @@ def masked(payload: bytes, opcode: int = 1) -> bytes:
 class Phone:
     """One WebSocket of the load: a plain socket and the frames that came."""
 
-    def __init__(self, port: int, path: str, *, subprotocol: str = "") -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
+    def __init__(self, port: int, path: str, *, subprotocol: str = "", buffer_bytes: int = 0) -> None:
+        self.socket = socket.socket()
+        if buffer_bytes:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        self.socket.connect(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.settimeout(WAIT_S)
         key = base64.b64encode(secrets.token_bytes(16)).decode()
@@ -90,6 +102,7 @@ class Phone:
             f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{offered}\r\n".encode()
         )
         self._rest = b""
+        self.close_code = 0
         while b"\r\n\r\n" not in self._rest:
             got = self.socket.recv(65536)
             if not got:
@@ -104,6 +117,13 @@ class Phone:
 
     def messages(self, data: bytes) -> list[bytes]:
         """The whole messages in what has come; a ping is answered."""
+        if (
+            not self._rest
+            and data[:2] in (b"\x81\x7e", b"\x82\x7e")
+            and len(data) == 4 + int.from_bytes(data[2:4], "big")
+        ):
+            # Nearly always: one message. The subscribers must cost less than the servers.
+            return [data[4:]]
         data = self._rest + data
         at, found = 0, []
         while len(data) >= at + 2:
@@ -120,7 +140,8 @@ class Phone:
             if opcode == 9:
                 self.send(payload, 10)
             elif opcode == 8:
-                raise SystemExit(f"a subscriber was closed: {payload!r}")
+                self.close_code = int.from_bytes(payload[:2], "big")
+                raise SystemExit(f"a subscriber was closed: {self.close_code} {payload[2:].decode(errors='replace')}")
             else:
                 found.append(payload)
             at += head + size
@@ -164,7 +185,7 @@ class Crowd:
         for fd, _ in self._poll.poll(wait_s, 4096):
             phone = self._by_fd[fd]
             try:
-                data = phone.socket.recv(1 << 18)
+                data = phone.socket.recv(65536)
             except BlockingIOError:
                 continue
             if not data:
@@ -226,19 +247,17 @@ class Server:
         return pages * os.sysconf("SC_PAGE_SIZE") / 1024
 
 
-def _cores_are_free() -> bool:
-    """Whether the server gets a core of its own; on a busy machine it would only wait for that one."""
-    return os.getloadavg()[0] < len(os.sched_getaffinity(0)) > 1
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
 
 
 def _pin(core: int) -> Callable[[], None]:
-    cores, is_free = os.sched_getaffinity(0), _cores_are_free()
+    cores = _cores()
 
     def pin() -> None:
         # The child dies with the benchmark, however that ends (PR_SET_PDEATHSIG).
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-        if is_free:
-            os.sched_setaffinity(0, {sorted(cores)[core]})
+        os.sched_setaffinity(0, {cores[core]})
 
     return pin
 
@@ -259,7 +278,7 @@ def _wait_for(port: int) -> None:
 
 @contextlib.contextmanager
 def _process(command: list[str], port: int, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    # Nothing here has threads, so the child may set itself up.
+    # No thread runs here at this moment, so the child may set itself up.
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, preexec_fn=_pin(0), **quiet, **options)  # noqa: PLW1509
     try:
@@ -427,6 +446,113 @@ def serve_plain(port: int) -> None:
         log_config=None,
         access_log=False,
         backlog=2048,
+        # The publisher's connection rests while the subscribers come.
+        timeout_keep_alive=3600,
+    )
+
+
+@contextlib.contextmanager
+def chatd_pools(subscribers: int, size: int) -> Iterator[Server | None]:
+    """chatd's fan-out without the rest: its protocol, pools and outboxes, and numbered events passed on."""
+    port = _free_port()
+    command = [sys.executable, str(Path(__file__).resolve()), "--serve-pools", str(port)]
+    with _process(command, port, cwd=str(ROOT)) as process:
+        # What is posted becomes the text of a notification, so that as many bytes are sent as of the others.
+        more = len(_notification("", 1000)) - len(text(0)) + len(msgspec.json.decode(text(0))["content"])
+        name = "chatd, fan-out alone"
+        yield Posted(name, port, [process.pid], size - more, subscribe="/sub", publish="/pub")
+
+
+def _notification(content: str, alert_seq: int) -> bytes:
+    """An alert as chatd stores it."""
+    return msgspec.json.encode(
+        SystemNotification(
+            priority="normal",
+            content=content,
+            department="cardiology",
+            requires_action=False,
+            alert_seq=alert_seq,
+            alert_id="a-1",
+        )
+    )
+
+
+def serve_pools(port: int) -> None:
+    """The pools as a process of their own; what the ledger would have numbered is numbered here."""
+    import asyncio
+    import gc
+
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route, WebSocketRoute
+    from starlette.websockets import WebSocket, WebSocketDisconnect
+
+    from chatd.alerts.model import Recorded, Span
+    from chatd.clock import SystemClock
+    from chatd.gateway.outbox import Outbox
+    from chatd.gateway.pools import Member, Pools, Variant
+    from chatd.gateway.transport import EXTENSION, ChatdProtocol
+    from protocols.session import Session, SessionRules
+
+    class Log:
+        """As the ledger, without one: nothing has to be read again here."""
+
+        last_seq = 0
+
+        async def since(self, department: str, after_seq: int, limit: int = 0) -> tuple[Recorded, ...]:
+            return ()
+
+        async def span(self, department: str) -> Span:
+            return Span(first_seq=1, last_seq=self.last_seq)
+
+        async def open_alerts(self, department: str) -> tuple[SystemNotification, ...]:
+            return ()
+
+    log = Log()
+    pools = Pools(log, SystemClock())
+    running: list[asyncio.Task[None]] = []
+
+    async def subscribe(websocket: WebSocket) -> None:
+        await websocket.accept()
+        if not running:
+            running.append(asyncio.create_task(pools.run()))
+        session = Session(compat=True, now_ms=0, rules=SessionRules())
+        outbox = Outbox(1 << 20)
+        transport = websocket.scope["extensions"][EXTENSION]
+        session.opened("e-1", 0, log.last_seq)
+        member = Member(
+            session=session, outbox=outbox, variant=Variant(), close_soon=lambda code: None, transport=transport
+        )
+        transport.on_writable = member.on_writable
+        pools.join("cardiology", member)
+        await pools.span("cardiology")
+        pools.place(member)
+        with contextlib.suppress(WebSocketDisconnect):
+            await websocket.receive_text()
+        pools.leave(member)
+
+    async def publish(request: Request) -> Response:
+        body = msgspec.json.decode(await request.body())
+        log.last_seq += 1
+        frame = _notification(body["content"], log.last_seq)
+        pools.fan_out("cardiology", [Recorded(alert_seq=log.last_seq, frame=frame)])
+        return Response(status_code=204)
+
+    gc.freeze()
+    app = Starlette(routes=[WebSocketRoute("/sub", subscribe), Route("/pub", publish, methods=["POST"])])
+    uvicorn.run(
+        app,
+        port=port,
+        ws=ChatdProtocol,
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,
+        log_config=None,
+        access_log=False,
+        backlog=2048,
+        # The publisher's connection rests while the subscribers come.
+        timeout_keep_alive=3600,
     )
 
 
@@ -509,8 +635,10 @@ class Chatd(Server):
         self._port = int(url.rsplit(":", 1)[1])
         self._secret = secret
         self._raised = 0
+        #: Of each alert's text; 0: as short as it is.
+        self.chars = 0
 
-    def subscribe(self, number: int) -> Phone:
+    def subscribe(self, number: int, *, buffer_bytes: int = 0) -> Phone:
         user = f"dr.bench.{number}"
         token = mint(
             self._secret,
@@ -520,7 +648,7 @@ class Chatd(Server):
             ttl_s=3600,
             now=datetime.now(UTC),
         )
-        phone = Phone(self._port, f"/chat/cardiology/{user}", subprotocol="chatd.v1")
+        phone = Phone(self._port, f"/chat/cardiology/{user}", subprotocol="chatd.v1", buffer_bytes=buffer_bytes)
         phone.send(json.dumps({"type": "hello", "token": token}).encode())
         for expected in ("welcome", "snapshot"):
             frame = msgspec.json.decode(phone.next())
@@ -536,13 +664,15 @@ class Chatd(Server):
             "client_msg_id": f"b-{self._raised}",
             "to": {"department": "cardiology"},
             "priority": "normal",
-            "content": f"New STEMI patient, cath lab 2, at={round(time.perf_counter() * 1e6):016d}",
+            "content": f"New STEMI patient, cath lab 2, at={round(time.perf_counter() * 1e6):016d}".ljust(
+                self.chars, "."
+            ),
         }
         phone.send(json.dumps(alert).encode())
 
 
 @contextlib.contextmanager
-def chatd(subscribers: int, size: int) -> Iterator[Server | None]:
+def chatd(subscribers: int, size: int) -> Iterator[Chatd]:
     """``chatd up`` with the demo hospital; its gateway is pinned and measured, Redis is not."""
     env = {
         "CHATD_MAX_CONNECTIONS": str(subscribers + 100),
@@ -551,15 +681,18 @@ def chatd(subscribers: int, size: int) -> Iterator[Server | None]:
     }
     with hospital(env=env) as place:
         pid = gateway_pid(place.up.process.pid)
-        cores = sorted(os.sched_getaffinity(0))
-        if _cores_are_free():
-            for thread in os.listdir(f"/proc/{pid}/task"):
-                os.sched_setaffinity(int(thread), {cores[0]})
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.sched_setaffinity(int(thread), {_cores()[0]})
         secret = (place.data / "keys" / "jwt.key").read_text().strip().encode()
-        yield Chatd(place.url, pid, secret)
+        try:
+            yield Chatd(place.url, pid, secret)
+        except SystemExit:
+            told = [line for line in place.up.log().splitlines() if '"info"' not in line or '"closed"' in line]
+            print("\n".join(told[-20:]), file=sys.stderr)
+            raise
 
 
-SERVERS: tuple[Callable[[int, int], Any], ...] = (chatd, nchan, mosquitto, node_ws, starlette_loop)
+SERVERS: tuple[Callable[[int, int], Any], ...] = (chatd, chatd_pools, nchan, mosquitto, node_ws, starlette_loop)
 
 
 # --- measuring ----------------------------------------------------------------------------------------------
@@ -595,10 +728,13 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def crowd_of(server: Server, subscribers: int) -> Crowd:
+    """So many subscribers, some dozens of them connecting at a time."""
     crowd = Crowd()
-    for number in range(subscribers):
-        crowd.add(server.subscribe(number))
-        if number % 10 == 9:
+    with ThreadPoolExecutor(AT_A_TIME) as threads:
+        for first in range(0, subscribers, AT_A_TIME):
+            numbers = range(first, min(first + AT_A_TIME, subscribers))
+            for phone in threads.map(server.subscribe, numbers):
+                crowd.add(phone)
             crowd.read(0)
     return crowd
 
@@ -619,8 +755,9 @@ def measure(server: Server, subscribers: int) -> dict[str, Any]:
     messages = max(20, min(FRAMES // subscribers, subscribers * RAISES_EACH))
     fast_s = deliver(server, crowd, messages)
     fast_ms = sorted(crowd.took_ms)
-    slow_messages = min(round(RATE * RATE_S), subscribers * RAISES_EACH)
-    slow_s = deliver(server, crowd, slow_messages, rate=RATE)
+    rate = min(RATE, RATE_FRAMES / subscribers)
+    slow_messages = min(round(rate * RATE_S), subscribers * RAISES_EACH)
+    slow_s = deliver(server, crowd, slow_messages, rate=rate)
     slow_ms = sorted(crowd.took_ms)
     figures = {
         "server": server.name,
@@ -628,7 +765,7 @@ def measure(server: Server, subscribers: int) -> dict[str, Any]:
         "bytes": crowd.bytes_each,
         "messages": messages,
         "us_per_frame": fast_s * 1e6 / (messages * subscribers),
-        "us_per_frame_at_20": slow_s * 1e6 / (slow_messages * subscribers),
+        "us_per_frame_at_rate": slow_s * 1e6 / (slow_messages * subscribers),
         "p50_ms": quantile(slow_ms, 0.5),
         "p99_ms": quantile(slow_ms, 0.99),
         "p99_ms_full_speed": quantile(fast_ms, 0.99),
@@ -636,36 +773,105 @@ def measure(server: Server, subscribers: int) -> dict[str, Any]:
         "rss_kib_each": rss_each,
     }
     crowd.close()
-    if isinstance(server, Chatd):
-        figures |= apart(server, fast_s / messages, subscribers)
     return figures
 
 
-def apart(server: Server, alert_s: float, subscribers: int) -> dict[str, float]:
-    """What an alert costs by itself and what each phone adds, from the same alerts with few phones."""
-    time.sleep(2)
-    few = crowd_of(server, FEW)
-    messages = FEW * RAISES_EACH
-    few_s = deliver(server, few, messages) / messages
-    few.close()
-    each_s = (alert_s - few_s) / (subscribers - FEW)
-    return {"us_per_frame_fan_out": each_s * 1e6, "us_per_alert": (few_s - each_s * FEW) * 1e6}
+@contextlib.contextmanager
+def _aside() -> Iterator[None]:
+    """The subscribers' side: off the servers' core."""
+    cores = _cores()
+    if len(cores) > 1:
+        os.sched_setaffinity(0, set(cores[1:]))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, set(cores))
+
+
+def held() -> dict[str, Any]:
+    """So many phones at once: what they cost at rest, and that an alert reaches each."""
+    with chatd(HELD, 0) as server, _aside():
+        few = crowd_of(server, 5)
+        deliver(server, few, 2)
+        few.close()
+        rss, cpu = server.rss_kib(), server.cpu_s()
+        crowd = crowd_of(server, HELD)
+        handshake_us = (server.cpu_s() - cpu) * 1e6 / HELD
+        rss_each = (server.rss_kib() - rss) / HELD
+        cpu, begin = server.cpu_s(), time.monotonic()
+        while time.monotonic() < begin + 10:
+            crowd.read(0.1)
+        idle = (server.cpu_s() - cpu) / (time.monotonic() - begin)
+        alert_s = deliver(server, crowd, HELD_ALERTS) / HELD_ALERTS
+        took = sorted(crowd.took_ms)
+        crowd.close()
+    return {
+        "phones": HELD,
+        "handshake_us": handshake_us,
+        "rss_kib_each": rss_each,
+        "idle_cpu_percent": idle * 100,
+        "us_per_frame": alert_s * 1e6 / HELD,
+        "p50_ms": quantile(took, 0.5),
+        "p99_ms": quantile(took, 0.99),
+    }
+
+
+def deaf() -> dict[str, Any]:
+    """A phone that never reads, among others that do: what they lose by it, and what it costs."""
+    with chatd(READERS, 0) as server, _aside():
+        server.chars = DEAF_CHARS
+        crowd = crowd_of(server, READERS)
+        # The same alerts without it first: what the server keeps of them is no part of what the phone costs.
+        deliver(server, crowd, DEAF_ALERTS)
+        before = server.rss_kib()
+        deliver(server, crowd, DEAF_ALERTS)
+        without = server.rss_kib()
+        phone = server.subscribe(READERS + 1, buffer_bytes=DEAF_BUFFER_BYTES)
+        most = without
+
+        delivered = 0
+        for _ in range(10):
+            deliver(server, crowd, DEAF_ALERTS // 10)
+            delivered += crowd.delivered
+            most = max(most, server.rss_kib())
+        # Until it is given up: 8 s without reading anything.
+        end = time.monotonic() + 12
+        while time.monotonic() < end:
+            crowd.read(0.1)
+        phone.socket.settimeout(WAIT_S)
+        got = 0
+        try:
+            while data := phone.socket.recv(65536):
+                got += sum(MARK in message for message in phone.messages(data))
+        except (OSError, SystemExit):
+            pass
+        crowd.close()
+        phone.socket.close()
+    return {
+        "readers": READERS,
+        "alerts": DEAF_ALERTS,
+        "alert_bytes": crowd.bytes_each,
+        "lost_to_others": DEAF_ALERTS * READERS - delivered,
+        "growth_kib": most - without,
+        "growth_without_kib": without - before,
+        "deaf_had_waiting": got,
+        "deaf_close_code": phone.close_code,
+    }
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
     for subscribers in sorted({row["subscribers"] for row in rows}):
+        of_number = {row["server"]: row for row in rows if row["subscribers"] == subscribers}
         table = Table(title=f"{subscribers} subscribers")
-        columns = ("server", "bytes", "µs/frame", "at 20/s", "p50 ms", "p99 ms", "p99 full", "handshake µs", "KiB each")
+        columns = ("server", "bytes", "µs/frame", "steady", "p50 ms", "p99 ms", "p99 full", "handshake µs", "KiB each")
         for column in columns:
             table.add_column(column, justify="left" if column == "server" else "right")
-        for row in (each for each in rows if each["subscribers"] == subscribers):
-            if "us_per_frame_fan_out" in row:
-                table.add_row("chatd, fan-out alone", "", f"{row['us_per_frame_fan_out']:.1f}", *[""] * 6)
+        for row in of_number.values():
             table.add_row(
-                row["server"] + (", whole" if "us_per_alert" in row else ""),
+                row["server"],
                 str(row["bytes"]),
                 f"{row['us_per_frame']:.1f}",
-                f"{row['us_per_frame_at_20']:.1f}",
+                f"{row['us_per_frame_at_rate']:.1f}",
                 f"{row['p50_ms']:.1f}",
                 f"{row['p99_ms']:.1f}",
                 f"{row['p99_ms_full_speed']:.1f}",
@@ -673,15 +879,11 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
                 f"{row['rss_kib_each']:.1f}",
             )
         console.print(table)
-        mine = next((row for row in rows if row["subscribers"] == subscribers and "us_per_alert" in row), None)
-        if mine is not None:
-            console.print(
-                f"an alert by itself (checked, sealed, committed): {mine['us_per_alert'] / 1000:.2f} ms of CPU"
-            )
-            for row in rows:
-                if row["subscribers"] == subscribers and row is not mine:
-                    ratio = mine["us_per_frame_fan_out"] / row["us_per_frame"]
-                    console.print(f"chatd's fan-out ÷ {row['server']}: {ratio:.2f}")
+        for mine in ("chatd", "chatd, fan-out alone"):
+            for other in ("nginx + nchan", "Starlette loop"):
+                if mine in of_number and other in of_number:
+                    ratio = of_number[mine]["us_per_frame"] / of_number[other]["us_per_frame"]
+                    console.print(f"{mine} ÷ {other}: {ratio:.2f}")
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -691,18 +893,20 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot
 
-    figure, (cost, wait) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, ((cost, wait), (memory, hello)) = pyplot.subplots(2, 2, figsize=(11, 8.5), layout="constrained")
     for name in dict.fromkeys(row["server"] for row in rows):
         mine = [row for row in rows if row["server"] == name]
         at = [row["subscribers"] for row in mine]
         cost.plot(at, [row["us_per_frame"] for row in mine], marker="o", label=name)
-        wait.plot(at, [row["p99_ms"] for row in mine], marker="o", label=name)
-        if name == "chatd":
-            alone = [row["us_per_frame_fan_out"] for row in mine]
-            cost.plot(at, alone, marker="o", linestyle="--", label="chatd, fan-out alone")
-    cost.set(title="one delivered frame, full speed", ylabel="server CPU, µs", ylim=(0, None))
-    wait.set(title="sent to read, 20 messages a second", ylabel="p99, ms", yscale="log")
-    for axes in (cost, wait):
+        (line,) = wait.plot(at, [row["p99_ms"] for row in mine], marker="o", label=f"{name}, p99")
+        wait.plot(at, [row["p50_ms"] for row in mine], marker=".", linestyle=":", color=line.get_color())
+        memory.plot(at, [row["rss_kib_each"] for row in mine], marker="o", label=name)
+        hello.plot(at, [row["handshake_us"] / 1000 for row in mine], marker="o", label=name)
+    cost.set(title="one delivered frame, full speed", ylabel="server CPU, µs", yscale="log")
+    wait.set(title="sent to read at a steady rate (dotted: p50)", ylabel="ms", yscale="log")
+    memory.set(title="resident memory of an idle connection", ylabel="KiB", ylim=(0, None))
+    hello.set(title="one handshake", ylabel="server CPU, ms", ylim=(0, None))
+    for axes in (cost, wait, memory, hello):
         axes.set(xscale="log", xlabel="subscribers")
         axes.set_xticks(sorted({row["subscribers"] for row in rows}))
         axes.get_xaxis().set_major_formatter(mpl.ticker.ScalarFormatter())
@@ -712,46 +916,84 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def compare(subscribers: list[int], servers: list[str], most: int, console: Console) -> list[dict[str, Any]]:
+    """Every server with every number of subscribers, one after the other."""
+    rows: list[dict[str, Any]] = []
+    for number in subscribers:
+        if number + 500 > most:
+            console.print(f"{number} subscribers: at most {most} files may be open here; left out")
+            continue
+        size = 0
+        for open_server in SERVERS:
+            if servers and open_server.__name__ not in servers:
+                continue
+            with open_server(number, size or 600) as server:
+                if server is None:
+                    console.print(f"{open_server.__name__}: not installed here; left out")
+                    continue
+                with _aside():
+                    try:
+                        rows.append(measure(server, number))
+                    except SystemExit as failed:
+                        # One server's failure is told, and leaves the others their figures.
+                        console.print(f"{server.name}, {number}: [red]failed[/red], {failed}")
+                        continue
+            size = size or rows[-1]["bytes"]
+            console.print(f"{rows[-1]['server']}, {number}: {rows[-1]['us_per_frame']:.1f} µs per frame")
+            save({"servers": rows})
+    return rows
+
+
+OUT = ROOT / "out" / "bench"
+
+
+def save(part: dict[str, Any]) -> dict[str, Any]:
+    """Put figures beside those that are there, and return all."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    path = OUT / "fanout.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = (kept if isinstance(kept, dict) else {}) | part
+    path.write_text(json.dumps(kept, indent=2) + "\n")
+    return kept
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subscribers", type=int, nargs="+", default=[200, 1000, 5000])
-    parser.add_argument("--servers", nargs="+", choices=[each.__name__ for each in SERVERS])
+    parser.add_argument("--servers", nargs="+", default=[], choices=[each.__name__ for each in SERVERS])
+    parser.add_argument("--parts", nargs="+", choices=["servers", "held", "deaf"], default=["servers", "held", "deaf"])
     parser.add_argument("--serve-plain", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--serve-pools", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve_plain:
         serve_plain(arguments.serve_plain)
         return 0
+    if arguments.serve_pools:
+        serve_pools(arguments.serve_pools)
+        return 0
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    console, rows = Console(), []
-    cores = sorted(os.sched_getaffinity(0))
-    out = ROOT / "out" / "bench"
-    out.mkdir(parents=True, exist_ok=True)
-    for subscribers in arguments.subscribers:
-        if subscribers + 500 > most:
-            console.print(f"{subscribers} subscribers: at most {most} files may be open here; left out")
+    console = Console()
+    if "servers" in arguments.parts:
+        rows = compare(arguments.subscribers, arguments.servers, most, console)
+        show(rows, console)
+        if rows:
+            plot(rows, OUT / "fanout.png")
+    parts: tuple[tuple[str, Callable[[], dict[str, Any]]], ...] = (("held", held), ("deaf", deaf))
+    for name, measured in parts:
+        if name not in arguments.parts:
             continue
-        size = 0
-        for open_server in SERVERS:
-            if arguments.servers and open_server.__name__ not in arguments.servers:
-                continue
-            with open_server(subscribers, size or 600) as server:
-                if server is None:
-                    console.print(f"{open_server.__name__}: not installed here; left out")
-                    continue
-                if _cores_are_free():
-                    os.sched_setaffinity(0, set(cores[1:]))
-                try:
-                    rows.append(measure(server, subscribers))
-                finally:
-                    os.sched_setaffinity(0, set(cores))
-            size = size or rows[-1]["bytes"]
-            console.print(f"{rows[-1]['server']}, {subscribers}: {rows[-1]['us_per_frame']:.1f} µs per frame")
-            (out / "fanout.json").write_text(json.dumps(rows, indent=2) + "\n")
-    show(rows, console)
-    if rows:
-        plot(rows, out / "fanout.png")
-        print(f"wrote {out / 'fanout.json'} and fanout.png")
+        if name == "held" and most < HELD + 500:
+            console.print(f"{HELD} phones: at most {most} files may be open here; left out")
+            continue
+        try:
+            figures = measured()
+        except SystemExit as failed:
+            console.print(f"{name}: [red]failed[/red], {failed}")
+            continue
+        save({name: figures})
+        console.print(name, {key: round(value, 1) for key, value in figures.items()})
+    print(f"wrote {OUT / 'fanout.json'} and fanout.png")
     return 0
 
 
