@@ -1,5 +1,5 @@
 # chatd: `make run` shows it, `make test` proves it, `make help` lists the rest.
-.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-page test-inference test-vllm check faults faults-inference bench bench-inference bench-fanout clean
+.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-page test-inference test-vllm check faults faults-questions faults-alerts faults-escalation faults-inference bench bench-inference bench-fanout bench-alerts clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +43,18 @@ test-vllm: dev ## the same suites against a real vLLM server on the CPU, in .ven
 check: dev ## format, lint and types only
 	@scripts/check
 
-faults: dev ## kill the gateway at each step of a question, 200 seeded runs
+faults: faults-questions faults-alerts faults-escalation ## break what questions and alerts rest on: the three below, over an hour
+
+faults-questions: dev ## kill the gateway at each step of a question, 200 seeded runs
 	@.venv/bin/python -m tests.faults.campaign --runs 200 $(ARGS)
+
+faults-alerts: dev ## break gateways, Redis, ledger and network below 50 phones, 500 seeded faults
+	@scripts/system-packages
+	@.venv/bin/python -m tests.faults.alerts $(ARGS)
+
+faults-escalation: dev ## kill gateways and set clocks while alerts escalate, 5 seeded runs
+	@scripts/system-packages
+	@.venv/bin/python -m tests.faults.escalation --runs 5 $(ARGS)
 
 faults-inference: dev ## kill, freeze and revive the worker while it writes, 50 seeded runs
 	@scripts/system-packages
@@ -60,6 +70,10 @@ bench-inference: dev ## measure engine and whole path against mlx-lm itself, as 
 bench-fanout: dev ## measure one alert to all phones beside nginx with nchan, mosquitto, Node and a plain loop
 	@scripts/bench-peers
 	@.venv/bin/python loadtest/bench/fanout.py $(ARGS)
+
+bench-alerts: dev ## measure alerts to 200 phones while 20 answers are written
+	@scripts/system-packages
+	@.venv/bin/python loadtest/bench/alerts.py $(ARGS)
 
 clean: ## remove what the targets made (not the data directory)
 	@rm -rf .venv .venv-vllm out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

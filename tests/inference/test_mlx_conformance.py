@@ -17,6 +17,8 @@ from chatd.inference.tiny import make
 from chatd.inference.tokens import Tokens
 from tests.inference.conformance import Conformance, Rig
 
+pytestmark = pytest.mark.inference
+
 ACTIONS = ("order_ecg", "notify_icu", "order_troponin")
 #: A random model may end a free text at any token; this one cannot end before it was told to go.
 ENDLESS = 'start: /[a-zA-Z ]{6000}/ "\\n"'
