@@ -67,7 +67,7 @@ def resolve(
         for record in named
         if (delegate := _delegate(record, known)) is not None and delegate != raised_by
     }
-    own = [record.user_id for record in named if record.state != "off" or target.user is not None]
+    own = {record.user_id: None for record in named if record.state != "off" or target.user is not None}
     people = tuple(dict.fromkeys((*own, *covered.values())))
     delegates = tuple(user_id for user_id in people if user_id not in own)
     return Found(people=people, delegates=delegates, reach=_reach(people, covered, known, is_whole))
