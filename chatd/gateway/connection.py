@@ -13,6 +13,7 @@ import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from chatd import metrics, tasks
+from chatd.alerts.presence import Here
 from chatd.clock import epoch_ms, iso_ms
 from chatd.gateway import commands
 from chatd.gateway.auth import Principal, TokenError, check_path
@@ -88,6 +89,8 @@ class Connection:
         self.compat = False
         self.compat_text = False
         self.principal: Principal | None = None
+        #: As presence is told of it, from when its token has been checked.
+        self.here: Here | None = None
         self.device_id: str | None = None
         self.active_patient_id: str | None = None
         #: Durable frames up to here are the client's; None until the session is open.
@@ -286,7 +289,13 @@ class Connection:
             self.node.left(self)
             self.channel = hello.channel
             self.node.opened(self)
+        self._is_here(principal)
+
+    def _is_here(self, principal: Principal) -> None:
         self.principal = principal
+        self.here = Here(
+            department=self.department, user_id=self.user_id, channel=self.channel, roles=tuple(principal.roles)
+        )
 
     def _verify(self, token: str) -> Principal:
         now = self.node.clock.now()
@@ -314,7 +323,7 @@ class Connection:
             check_path(principal, self.department, self.user_id)
         except TokenError as error:
             raise RemoteProtocolError(error.code) from None
-        self.principal = principal
+        self._is_here(principal)
         if self.member is not None:
             self.member.roles = tuple(principal.roles)
         left_ms = round(principal.expires_at_s * 1000) - epoch_ms(self.node.clock.now())

@@ -233,16 +233,7 @@ class Node:
 
     def phones_here(self) -> tuple[Here, ...]:
         """This node's open phones, each connection once."""
-        return tuple(
-            Here(
-                department=connection.department,
-                user_id=connection.user_id,
-                channel=connection.channel,
-                roles=tuple(connection.principal.roles),
-            )
-            for connection in self._connections
-            if connection.principal is not None
-        )
+        return tuple(connection.here for connection in self._connections if connection.here is not None)
 
     async def _ring_out(self) -> None:
         """Tell the other nodes how far the departments' logs have grown; a ring that is lost, their sweep mends."""
