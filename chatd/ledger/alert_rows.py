@@ -30,6 +30,7 @@ from chatd.ledger.tables import (
     alert_people,
     alert_timers,
     alerts,
+    kept_ms,
     ledger_keys,
 )
 
@@ -80,6 +81,9 @@ _UPSERT_PEOPLE: Final = {
     )
     for name, statement in ((name, make(alert_people)) for name, make in _INSERTS.items())
 }
+_PERSON_COLUMNS: Final = ("alert_id", "user_id", *_PERSON)
+#: By dialect: the statement's text, and the order of its values where they have no names.
+_READY_PEOPLE: Final[dict[str, tuple[str, tuple[str, ...]]]] = {}
 _DELETE_TIMERS = delete(alert_timers).where(alert_timers.c.alert_id == bindparam("id"))
 _INSERT_TIMERS = sql_insert(alert_timers)
 _SET_NEXT_DUE = update(alerts).where(alerts.c.alert_id == bindparam("id")).values(next_due_at=bindparam("due"))
@@ -279,7 +283,7 @@ def span(tx: Transaction, department: str) -> Span:
 def open_alerts(tx: Transaction, keys: DayKeys, department: str, limit: int, *, who: Who = "all") -> tuple[Alert, ...]:
     """At most ``limit`` alerts of a department that are not closed: most urgent first, of these the oldest first.
 
-    ``with_people`` False leaves ``people`` empty, for who does not need them: they are most of the rows.
+    ``who``: which of their people are read, because they are most of the rows; the others are missing in ``people``.
     """
     found = tx.connection.execute(_OPEN, {"of": department, "limit": limit}).mappings().all()
     people = {} if who == "nobody" else _people(tx, [row["alert_id"] for row in found], _WHO[who])
@@ -397,9 +401,18 @@ def _take(tx: Transaction, department: str, count: int) -> int:
 
 
 def _write_people(tx: Transaction, alert: Alert, which: Sequence[int]) -> None:
-    if which:
-        rows = [_person_columns(alert, n) for n in which]
-        tx.connection.execute(_UPSERT_PEOPLE[tx.connection.dialect.name], rows)
+    """Write rows of people: a department's are a thousand, so the statement is made ready once, not for each row."""
+    if not which:
+        return
+    dialect = tx.connection.dialect
+    made = _READY_PEOPLE.get(dialect.name)
+    if made is None:
+        compiled = _UPSERT_PEOPLE[dialect.name].compile(dialect=dialect, column_keys=_PERSON_COLUMNS)
+        made = _READY_PEOPLE[dialect.name] = str(compiled), tuple(getattr(compiled, "positiontup", None) or ())
+    sql, order = made
+    rows = [_person_columns(alert, n) for n in which]
+    given: Any = [tuple(row[name] for name in order) for row in rows] if order else rows
+    tx.connection.exec_driver_sql(sql, given)
 
 
 def _columns(tx: Transaction, keys: DayKeys, alert: Alert) -> dict[str, Any]:
@@ -419,19 +432,20 @@ def _columns(tx: Transaction, keys: DayKeys, alert: Alert) -> dict[str, Any]:
 
 
 def _person_columns(alert: Alert, n: int) -> dict[str, Any]:
+    """A person's row as the database takes it."""
     person = alert.people[n]
     return {
         "alert_id": alert.alert_id,
         "user_id": person.user_id,
         "n": n,
         "answer": person.answer,
-        "at": person.at,
+        "at": kept_ms(person.at),
         "step": person.step,
-        "eta_at": person.eta_at,
+        "eta_at": kept_ms(person.eta_at),
         "slot": person.slot,
-        "delivered_at": person.delivered_at,
-        "displayed_at": person.displayed_at,
-        "accepted_at": person.accepted_at,
+        "delivered_at": kept_ms(person.delivered_at),
+        "displayed_at": kept_ms(person.displayed_at),
+        "accepted_at": kept_ms(person.accepted_at),
     }
 
 

@@ -31,6 +31,19 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 
 
+def kept_ms(value: datetime | None) -> int | None:
+    """A moment as it is kept: whole milliseconds since 1970, rounded down.
+
+    Raises:
+        ValueError: it has no time zone.
+    """
+    if value is None:
+        return None
+    if value.tzinfo is None:
+        raise ValueError("a moment in the ledger needs a time zone")
+    return (value - _EPOCH) // _MS
+
+
 class Moment(TypeDecorator[datetime]):
     """An aware datetime in UTC, kept as whole milliseconds; a naive one is refused."""
 
@@ -39,11 +52,7 @@ class Moment(TypeDecorator[datetime]):
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
         """Round down to the millisecond, which is what the wire carries too."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a moment in the ledger needs a time zone")
-        return (value - _EPOCH) // _MS
+        return kept_ms(value)
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
         """The moment in UTC."""
