@@ -17,7 +17,7 @@ from chatd.alerts.presence import Here
 from chatd.clock import epoch_ms, iso_ms
 from chatd.gateway import commands
 from chatd.gateway.auth import Principal, TokenError, check_path
-from chatd.gateway.node import FLUSH_S, Node
+from chatd.gateway.node import FLUSH_S, Node, TurnNotReached
 from chatd.gateway.outbox import Lane, Outbox, SlowConsumer, Words
 from chatd.gateway.pools import Member, Variant
 from chatd.gateway.transport import EXTENSION, Transport
@@ -331,8 +331,9 @@ class Connection:
 
     async def _open(self, hello: Hello) -> int:
         try:
-            return await welcome(self, hello)
-        except (SessionsUnavailable, StoreUnavailable, ContextNotLoaded):
+            async with self.node.opening():
+                return await welcome(self, hello)
+        except (SessionsUnavailable, StoreUnavailable, ContextNotLoaded, TurnNotReached):
             raise Closing(CloseCode.INSUFFICIENT_STATE, after_ms=_COME_BACK_MS) from None
         except DepartmentUnknown:
             raise Closing(CloseCode.FORBIDDEN_PATH) from None

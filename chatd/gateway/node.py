@@ -7,7 +7,7 @@ import contextlib
 import random
 import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -34,7 +34,7 @@ from chatd.replies.sessions import DOORBELL, Request, SessionLost, Sessions, Ses
 from chatd.settings import Settings
 from context.layers import DepartmentLayer
 from context.store import ContextStore, DepartmentUnknown
-from protocols.errors import CloseCode, RemoteProtocolError
+from protocols.errors import ChatdError, CloseCode, RemoteProtocolError
 from protocols.frames import ModeChange
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ ALERT_DOORBELL = "chatd:alerts"
 _DOORBELL_RETRY_S = 0.5
 #: How often the model's workers are looked at.
 WATCH_S = 1.0
+#: Sessions that are opened at the same time, and how long a phone waits for its turn. A ward that comes back at once
+#: would otherwise queue in this process between the questions to Redis, until those run out of time.
+_OPENING = 16
+_TURN_S = 5.0
 #: How exactly connections keep their deadlines; the shortest of them is 5 s.
 _TICK_S = 0.25
 #: Phones whose sessions rest are swept in turn, all of them once in so many sweeps. A ring that is lost for such a
@@ -62,6 +66,10 @@ FLUSH_S = 1.0
 _GONE_S = 2 * FLUSH_S + 0.5
 #: How late a phone may hear that a prepared action has run out; confirming it late is refused at once anyway.
 _EXPIRE_S = 10.0
+
+
+class TurnNotReached(ChatdError):
+    """Too many phones came before this one, or what they ask does not answer: it comes again in a moment."""
 
 
 class Node:
@@ -116,6 +124,7 @@ class Node:
         if alerts is not None:
             alerts.on_recorded = self.recorded
             alerts.presence.phones = self.phones_here
+        self._opening = asyncio.Semaphore(_OPENING)
         self._turn = self._next_turn = 0
         self._may_have_missed = False
         self._departments: tuple[DepartmentLayer, ...] = ()
@@ -172,6 +181,23 @@ class Node:
                 members.discard(connection)
                 if not members:
                     del self._by_session[connection.key]
+
+    @contextlib.asynccontextmanager
+    async def opening(self) -> AsyncIterator[None]:
+        """A phone's turn to have its session opened.
+
+        Raises:
+            TurnNotReached: It has waited for 5 s.
+        """
+        try:
+            async with asyncio.timeout(_TURN_S):
+                await self._opening.acquire()
+        except TimeoutError:
+            raise TurnNotReached from None
+        try:
+            yield
+        finally:
+            self._opening.release()
 
     def phones_of(self, key: str) -> tuple[Connection, ...]:
         """This node's connections of a session."""
