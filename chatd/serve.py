@@ -18,7 +18,8 @@ from starlette.applications import Starlette
 
 from chatd import app as application
 from chatd import logs, tasks
-from chatd.gateway.transport import ChatdProtocol
+from chatd.gateway.limits import LineLimits
+from chatd.gateway.transport import protocols
 from chatd.places import Places
 from chatd.readiness import readiness
 from chatd.settings import Settings
@@ -84,11 +85,13 @@ def serve(settings: Settings, places: Places, *, supervised: bool) -> int:
     sys.setswitchinterval(_SWITCH_S)
     make_room(settings.max_connections + settings.redis_max_connections + _OTHER_FILES)
     app = application.build(settings, places)
+    http, websocket = protocols(LineLimits(frames_per_s=settings.frames_per_s))
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        ws=ChatdProtocol,
+        http=http,
+        ws=websocket,
         ws_max_size=settings.max_frame_bytes,
         ws_per_message_deflate=False,
         ws_ping_interval=None,

@@ -121,12 +121,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: Memory for finished work on shared beginnings of prompts.
     prefix_cache_bytes: int = 4_294_967_296
 
+    # --- identity ---
+    #: Where to fetch the identity provider's key set, and the authority of its certificate; empty: the system's.
+    jwt_jwks_url: str = ""
+    jwt_jwks_ca_file: str = ""
+    #: How long the last fetched keys stay in use while the address is away.
+    jwt_jwks_stale_s: float = 86_400.0
+    #: What tokens may be signed with, of ES256, EdDSA and RS256; the demo's own key is HS256 whatever stands here.
+    jwt_algorithms: str = "ES256,EdDSA"
+    #: How the provider's claims become roles and departments; empty: tokens carry ``roles`` and ``departments``.
+    jwt_claims_file: str = ""
+    #: Origins whose pages may open a socket; empty: the page that this server serves.
+    origins: str = ""
+    #: A person's second phone waits until somebody approves it; tokens of people must then name their device.
+    device_approval: bool = False
+    #: How long a record of another department stays open after an emergency access.
+    break_glass_s: int = 14_400
+
     # --- bounds ---
     #: Durable frames kept per session; an older resume position gets ``too_far`` and a snapshot.
     session_log_events: int = 512
     #: Prompt budget of a question, also for ``chatd context show``.
     prompt_budget_tokens: int = 6_000
     redis_max_connections: int = 64
+
+    #: What one connection may send before it is read more slowly: frames of any kind, and commands among them.
+    frames_per_s: int = 1_000
+    commands_per_s: int = 200
 
     #: Tests only: kill the process with SIGKILL when it reaches this step for the n-th time ("accept:1").
     fault_kill_at: str = ""
@@ -154,6 +175,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "prompt_budget_tokens",
             "redis_max_connections",
             "jwt_max_ttl_s",
+            "jwt_jwks_stale_s",
+            "break_glass_s",
             "engine_slots",
             "answer_max_tokens",
             "queue_max_waiting",
@@ -167,6 +190,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "silence_s",
             "engine_stall_s",
             "prefix_cache_bytes",
+            "frames_per_s",
+            "commands_per_s",
         )
         for name in positive:
             if getattr(self, name) <= 0:
@@ -186,10 +211,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError("CHATD_JOB_LEASE_S must be at least twice CHATD_JOB_BEAT_S: one lost beat is no death")
         if self.model_down_s <= self.canary_interval_s:
             raise SettingsError("CHATD_MODEL_DOWN_S must be above CHATD_CANARY_INTERVAL_S")
-        if self.demo and (self.jwt_public_key_file or self.jwt_jwks_file):
+        if self.demo and self.has_provider:
             raise SettingsError(
-                "the demo signs people in without a password and excludes a real identity provider: "
-                "give --no-demo (CHATD_DEMO=false) or leave out CHATD_JWT_PUBLIC_KEY_FILE and CHATD_JWT_JWKS_FILE"
+                "the demo signs people in without a password and excludes a real identity provider: give --no-demo "
+                "(CHATD_DEMO=false) or leave out CHATD_JWT_PUBLIC_KEY_FILE, CHATD_JWT_JWKS_FILE and CHATD_JWT_JWKS_URL"
             )
         if self.drain_timeout_s + self.drain_spread_s > _MOST_DRAIN_S:
             raise SettingsError(
@@ -200,6 +225,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def data_path(self) -> Path:
         return Path(self.data_dir).expanduser().absolute()
+
+    @property
+    def has_provider(self) -> bool:
+        """Tokens come from the hospital's identity provider and not from the demo's own key."""
+        return bool(self.jwt_public_key_file or self.jwt_jwks_file or self.jwt_jwks_url)
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.jwt_algorithms.split(","))
+
+    @property
+    def allowed_origins(self) -> frozenset[str]:
+        """Origins in the form in which a browser sends them."""
+        return frozenset(origin.strip().lower().rstrip("/") for origin in self.origins.split(",") if origin.strip())
 
     @property
     def model_configured(self) -> bool:

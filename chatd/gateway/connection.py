@@ -17,6 +17,7 @@ from chatd.alerts.presence import Here
 from chatd.clock import epoch_ms, iso_ms
 from chatd.gateway import commands
 from chatd.gateway.auth import Principal, TokenError, check_path
+from chatd.gateway.limits import Pace
 from chatd.gateway.node import FLUSH_S, Node, TurnNotReached
 from chatd.gateway.outbox import Lane, Outbox, SlowConsumer, Words
 from chatd.gateway.pools import Member, Variant
@@ -30,6 +31,7 @@ from protocols.errors import CLOSE_REASONS, CloseCode, ErrorCode, RemoteProtocol
 from protocols.frames import (
     PROTOCOL,
     PROTOCOL_MSGPACK,
+    RATE_EXEMPT,
     AiDelta,
     AiResponse,
     ClientFrame,
@@ -385,13 +387,17 @@ class Connection:
         )
 
     async def _read_loop(self) -> None:
+        pace = Pace(self.node.settings.commands_per_s, self._now_ms())
         while True:
+            cost = 0
             try:
                 frame = await self._receive()
+                cost = 0 if isinstance(frame, RATE_EXEMPT) else 1
                 metrics.FRAMES_IN.labels(str(frame.__struct_config__.tag)).inc()
                 self.session.receive(frame, self._now_ms())
                 await commands.handle(self, frame)
             except RemoteProtocolError as error:
+                cost = 2  # what is refused again and again has no use, and costs the others as much
                 self.send_error(error)
                 if error.strike:
                     self.session.strike(self._now_ms())
@@ -400,6 +406,9 @@ class Connection:
                 self._apply_due()
             except SessionLost:
                 raise Closing(CloseCode.INSUFFICIENT_STATE) from None
+            wait_ms = pace.spend(cost, self._now_ms())
+            if wait_ms > 0 and cost:
+                await asyncio.sleep(wait_ms / 1000)
 
     # --- writing ---
 

@@ -1,19 +1,29 @@
-"""uvicorn's WebSocket protocol with a handle for the gateway: ping, when the phone was last heard, and writing bytes.
+"""uvicorn's two protocols within chatd's bounds, and a handle for the gateway: ping, when heard last, writing bytes.
 
 ASGI has neither a ping nor a pong, and its ``send`` makes a frame for each receiver. So
 ``scope["extensions"]["chatd.transport"]`` carries a Transport, through which one frame made once goes to many. On
 servers without it (hypercorn) the gateway works from frames alone: clients of chatd.v1 send a JSON ping every 10 s,
 and alerts go through each connection's outbox.
+
+Bounds: uvicorn waits for a request's head without end, whatever its length; takes apart as many frames as one read
+brings, 40,000 pings of 6 bytes, while nobody else has a turn; answers pings of a peer that reads nothing; and keeps a
+closed connection as long as such a peer leaves the last bytes unread. Here each of these ends.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from uvicorn._types import ASGIReceiveEvent
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 from websockets.http11 import Request
+from websockets.protocol import State
+
+from chatd.gateway.limits import LineLimits, Pace
 
 EXTENSION = "chatd.transport"
 
@@ -59,6 +69,11 @@ class Transport:
         self._protocol.send_ping()
 
     @property
+    def is_paused(self) -> bool:
+        """More waits for the phone than the buffer's mark."""
+        return self._is_paused
+
+    @property
     def is_writable(self) -> bool:
         """The phone reads: what is written now does not wait behind much."""
         return not (self._is_paused or self._protocol.is_ending)
@@ -76,17 +91,104 @@ class Transport:
 
 
 class ChatdProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's sans-I/O protocol; its own keepalive is off (it would close with 1011, not 4001)."""
+    """uvicorn's sans-I/O protocol; its own keepalive is off (it would close with 1011, not 4001).
 
+    What was read is taken apart in slices, one at a turn of the event loop and at the pace of ``limits``. Until then
+    nothing more is read, so that at most one read (256 KiB) waits here.
+    """
+
+    limits = LineLimits()
     chatd_transport: Transport | None = None
     #: A close frame has been sent or answered: no data may follow it. uvicorn's ``close_sent`` does not know of an
     #: answered one.
     is_ending = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.close_timeout = self.limits.close_within_s
+        self._unread = bytearray()
+        self._is_held = False
+        self._pace = Pace(self.limits.frames_per_s, self.loop.time() * 1000)
+        #: When the next slice is taken; None: it is not its turn, or there is none.
+        self._next_slice: asyncio.TimerHandle | None = None
+        self._aborting: asyncio.TimerHandle | None = None
+
     def data_received(self, data: bytes) -> None:
         if self.chatd_transport is not None and self.chatd_transport.on_heard is not None:
             self.chatd_transport.on_heard()
-        super().data_received(data)
+        if not self.handshake_initiated:
+            self._handshake(data)
+            return
+        self._unread += data
+        if self._next_slice is None:
+            self._take_slice()
+
+    def _handshake(self, head: bytes) -> None:
+        """The request's head, which the HTTP protocol has read and hands over as a whole."""
+        self.conn.receive_data(head)
+        if self.conn.parser_exc is not None:
+            # uvicorn would look for the code of a connection that was never opened.
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.close()
+            return
+        self.handle_events()
+
+    def _take_slice(self) -> None:
+        self._next_slice = None
+        if self.transport.is_closing():
+            self._unread.clear()
+            return
+        piece = bytes(self._unread[: self.limits.slice_bytes])
+        del self._unread[: len(piece)]
+        self.conn.receive_data(piece)
+        if self.conn.parser_exc is not None:
+            self._unread.clear()
+            self.handle_parser_exception()
+            return
+        wait_ms = self._pace.spend(len(self.conn.events), self.loop.time() * 1000)
+        self.handle_events()
+        if self.transport.is_closing():
+            self._unread.clear()
+        elif wait_ms > 0:
+            self._hold()
+            self._next_slice = self.loop.call_later(wait_ms / 1000, self._go_on)
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take the next slice, or read on; while the application has yet to take a message, neither."""
+        self._next_slice = None
+        if self.read_paused or self.transport.is_closing():
+            return
+        if self._unread:
+            self._hold()
+            self._next_slice = self.loop.call_later(0, self._take_slice)
+        elif self._is_held:
+            self._is_held = False
+            self.transport.resume_reading()
+
+    def _hold(self) -> None:
+        if not self._is_held:
+            self._is_held = True
+            self.transport.pause_reading()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        was_paused = self.read_paused
+        message = await super().receive()
+        if was_paused and not self.read_paused and not self.transport.is_closing():
+            # uvicorn reads on, whatever waits here.
+            if self._is_held:
+                self.transport.pause_reading()
+            if self._next_slice is None:
+                self._go_on()
+        return message
+
+    def handle_ping(self) -> None:
+        """Answer, unless the peer does not read: RFC 6455, section 5.5.3 lets the newest ping alone be answered."""
+        answer = b"".join(self.conn.data_to_send())
+        is_read = self.chatd_transport is None or not self.chatd_transport.is_paused
+        if is_read or self.conn.state is not State.OPEN:
+            self.transport.write(answer)
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -109,6 +211,8 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
     def _end(self) -> None:
         if not self.is_ending:
             self.is_ending = True
+            # A peer that reads nothing would hold the socket as long as it likes.
+            self._aborting = self.loop.call_later(2 * self.limits.close_within_s, self.transport.abort)
             if self.chatd_transport is not None:
                 self.chatd_transport.ended()
 
@@ -129,12 +233,21 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
         super().shutdown()
 
     async def send(self, message: Any) -> None:
-        if message["type"] == "websocket.close":
+        is_close = message["type"] == "websocket.close"
+        if is_close:
             self._end()
+            # The close waits in the buffer behind what was not read: a phone that wakes up finds its code.
+            self.writable.set()
         await super().send(message)
+        if is_close and self._next_slice is None and not self.transport.is_closing():
+            self._go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
+        for timer in (self._next_slice, self._aborting):
+            if timer is not None:
+                timer.cancel()
+        self._unread.clear()
         self.chatd_transport = None
         super().connection_lost(exc)
 
@@ -143,3 +256,99 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
             return
         self.conn.send_ping(b"chatd")
         self.transport.write(b"".join(self.conn.data_to_send()))
+
+
+class ChatdHttp(HttpToolsProtocol):
+    """uvicorn's HTTP protocol; a request has a longest head and a longest time."""
+
+    limits = LineLimits()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deadline: asyncio.TimerHandle | None = None
+        #: Bytes of a head are expected; and whether a request has begun and its body has not ended.
+        self._is_head, self._is_message = True, False
+        self._head_bytes = self._parts_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._within(self.limits.head_within_s)
+
+    def _within(self, seconds: float | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deadline is None:
+            # Blank lines and what is left of a body begin no request, and would keep an idle connection for ever.
+            self._is_head = not self._is_message
+            self._head_bytes = 0
+            self._within(self.limits.head_within_s)
+        if self._is_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._is_head and self._head_bytes > self.limits.head_bytes and not self.transport.is_closing():
+            self._refuse_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if not self._is_head:
+            self._head_bytes = 0
+            self._within(self.limits.head_within_s)
+        self._is_head = self._is_message = True
+        self._parts_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def _count(self, size_bytes: int) -> None:
+        """A head that came in one read is known by its parts; the parser stops at the exception."""
+        self._parts_bytes += size_bytes
+        if self._parts_bytes > self.limits.head_bytes:
+            raise ValueError("head")
+
+    def on_headers_complete(self) -> None:
+        self._is_head = False
+        self._within(self.limits.answer_within_s)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._is_message = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        # From here to the next byte uvicorn's own keep-alive counts.
+        self._within(None)
+        super().on_response_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        self._within(None)
+        super().handle_websocket_upgrade()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._parts_bytes > self.limits.head_bytes:
+            self._refuse_head()
+        else:
+            super().send_400_response(msg)
+
+    def _refuse_head(self) -> None:
+        self.transport.write(
+            b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._within(None)
+        super().connection_lost(exc)
+
+
+def protocols(limits: LineLimits) -> tuple[type[ChatdHttp], type[ChatdProtocol]]:
+    """The two protocols with these bounds, as uvicorn makes one for each connection."""
+    bounds = {"limits": limits}
+    return type("ChatdHttp", (ChatdHttp,), bounds), type("ChatdProtocol", (ChatdProtocol,), bounds)

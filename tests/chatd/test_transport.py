@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from chatd.gateway.transport import EXTENSION, ChatdProtocol, Transport, ws_frame
+from chatd.gateway.limits import LineLimits, Pace
+from chatd.gateway.transport import EXTENSION, ChatdProtocol, Transport, protocols, ws_frame
 
 UPGRADE = (
     b"GET /chat HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -24,7 +26,8 @@ class Socket:
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
-        self.is_closed = False
+        self.is_closed = self.is_aborted = False
+        self.is_reading = True
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
@@ -38,25 +41,28 @@ class Socket:
     def close(self) -> None:
         self.is_closed = True
 
+    def abort(self) -> None:
+        self.is_closed = self.is_aborted = True
+
     def pause_reading(self) -> None:
-        pass
+        self.is_reading = False
 
     def resume_reading(self) -> None:
-        pass
+        self.is_reading = True
 
 
 class Line:
     """One connection of an application that accepts and then does what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[ChatdProtocol] = ChatdProtocol) -> None:
         self.handle: asyncio.Future[Transport] = asyncio.get_running_loop().create_future()
         self.closed = asyncio.Event()
         self.told: list[bool] = []
         self.heard = 0
         self.says: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        config = Config(self._app, ws=ChatdProtocol, lifespan="off", log_config=None, interface="asgi3")
+        config = Config(self._app, ws=kind, lifespan="off", log_config=None, interface="asgi3")
         config.load()
-        self.protocol = ChatdProtocol(config, ServerState(), {}, asyncio.get_running_loop())
+        self.protocol = kind(config, ServerState(), {}, asyncio.get_running_loop())
         self.socket = Socket()
         self.protocol.connection_made(cast(asyncio.Transport, self.socket))
 
@@ -130,3 +136,137 @@ async def test_end_is_told_once_before_anything_else(how: str) -> None:
     if how != "lost":
         line.protocol.connection_lost(None)
     assert line.told == [False]
+
+
+# --- bounds -------------------------------------------------------------------------------------------------
+
+PING = bytes((0x89, 0x80)) + MASK
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait for something that no event tells of."""
+    async with asyncio.timeout(10):
+        while not is_so():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+class Http:
+    """The HTTP protocol on a socket that keeps what is written."""
+
+    def __init__(self, limits: LineLimits) -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        http, websocket = protocols(limits)
+        config = Config(app, http=http, ws=websocket, lifespan="off", log_config=None, interface="asgi3")
+        config.load()
+        self.protocol = http(config, ServerState(), {}, asyncio.get_running_loop())
+        self.socket = Socket()
+        self.protocol.connection_made(cast(asyncio.Transport, self.socket))
+
+    async def until_closed(self) -> bytes:
+        await until(lambda: self.socket.is_closed)
+        self.protocol.connection_lost(None)
+        return b"".join(self.socket.written)
+
+
+async def test_many_frames_in_one_read_are_taken_in_turns() -> None:
+    """A read full of pings leaves the event loop between slices, reads nothing more meanwhile, and loses none."""
+    line = Line()
+    await line.open()
+    before = len(line.socket.written)
+    line.protocol.data_received(PING * 1_000)
+    in_one_turn = b"".join(line.socket.written[before:]).count(b"\x8a\x00")
+    assert 0 < in_one_turn <= ChatdProtocol.limits.slice_bytes // len(PING)
+    assert line.socket.is_reading is False
+    await until(lambda: line.socket.is_reading)
+    assert b"".join(line.socket.written[before:]).count(b"\x8a\x00") == 1_000
+
+
+async def test_frames_faster_than_the_pace_wait() -> None:
+    """Twice what a second allows passes at once; the next slice waits for a timer, with reading held."""
+    line = Line()
+    await line.open()
+    before = len(line.socket.written)
+    most = 2 * ChatdProtocol.limits.frames_per_s
+    line.protocol.data_received(PING * (most + 500))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    answered = b"".join(line.socket.written[before:]).count(b"\x8a\x00")
+    assert answered < most + 500
+    assert line.socket.is_reading is False
+    line.protocol.connection_lost(None)
+
+
+async def test_pings_of_a_peer_that_does_not_read_are_not_answered() -> None:
+    """Above the buffer's mark no pong is added; below it pongs leave again, and a close is answered in any case."""
+    line = Line()
+    await line.open()
+    before = len(line.socket.written)
+    line.protocol.pause_writing()
+    line.protocol.data_received(PING * 100)
+    assert b"".join(line.socket.written[before:]) == b""
+    line.protocol.resume_writing()
+    line.protocol.data_received(PING)
+    assert b"".join(line.socket.written[before:]) == b"\x8a\x00"
+    line.protocol.pause_writing()
+    line.protocol.data_received(PING + bytes((0x88, 0x80)) + MASK)
+    assert b"".join(line.socket.written).endswith(b"\x88\x00")
+
+
+@pytest.mark.parametrize("pieces", [1, 40], ids=["in one read", "in forty"])
+async def test_a_head_that_is_too_long_is_refused(pieces: int) -> None:
+    """431, whether it comes at once or drop by drop, and the connection is closed."""
+    http = Http(LineLimits())
+    head = b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 20_000
+    size = -(-len(head) // pieces)
+    for at in range(0, len(head), size):
+        if not http.socket.is_closed:
+            http.protocol.data_received(head[at : at + size] + (b"\r\n\r\n" if pieces == 1 else b""))
+    assert (await http.until_closed()).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n", b"\r\n\r\n"])
+async def test_a_head_that_does_not_come_is_not_waited_for(sent: bytes) -> None:
+    """A connection that says nothing, half a line or half a head is cut."""
+    http = Http(LineLimits(head_within_s=0.01))
+    if sent:
+        http.protocol.data_received(sent)
+    assert await http.until_closed() == b""
+
+
+async def test_blank_lines_do_not_keep_a_connection() -> None:
+    """After an answer, bytes that begin no request stop the keep-alive's clock and start the head's."""
+    http = Http(LineLimits(head_within_s=0.05))
+    http.protocol.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await until(lambda: bool(http.socket.written))
+    while not http.socket.is_closed:
+        http.protocol.data_received(b"\r\n")
+        await asyncio.sleep(0.01)
+    assert (await http.until_closed()).startswith(b"HTTP/1.1 204 ")
+
+
+async def test_a_closed_connection_that_is_not_read_is_cut() -> None:
+    """The close frame is written although the peer does not read, and the socket does not outlive its time."""
+
+    class Quick(ChatdProtocol):
+        limits = LineLimits(close_within_s=0.01)
+
+    line = Line(Quick)
+    await line.open()
+    line.protocol.pause_writing()
+    line.says.put_nowait({"type": "websocket.close", "code": 4002})
+    await until(lambda: line.socket.is_aborted)
+    assert any(b"\x0f\xa2" in data for data in line.socket.written)
+
+
+def test_pace_saves_and_waits() -> None:
+    """Two seconds' worth at once, then as much as time has brought; a clock that is set back adds nothing."""
+    pace = Pace(100, 0)
+    assert pace.spend(200, 0) == 0
+    assert pace.spend(1, 0) == pytest.approx(10)
+    assert pace.spend(1, 20) == 0
+    assert pace.spend(1, 10) == pytest.approx(10)
+    assert pace.spend(200, 1_000_000) == 0
+    assert pace.spend(1, 1_000_000) == pytest.approx(10)
