@@ -85,7 +85,7 @@ def serve(settings: Settings, places: Places, *, supervised: bool) -> int:
     sys.setswitchinterval(_SWITCH_S)
     make_room(settings.max_connections + settings.redis_max_connections + _OTHER_FILES)
     app = application.build(settings, places)
-    http, websocket = protocols(LineLimits(frames_per_s=settings.frames_per_s))
+    http, websocket = protocols(LineLimits(frames_per_s=settings.frames_per_second))
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -146,8 +146,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_max_connections: int = 64
 
     #: What one connection may send before it is read more slowly: frames of any kind, and commands among them.
-    frames_per_s: int = 1_000
-    commands_per_s: int = 200
+    frames_per_second: int = 1_000
+    commands_per_second: int = 200
 
     #: Tests only: kill the process with SIGKILL when it reaches this step for the n-th time ("accept:1").
     fault_kill_at: str = ""
@@ -190,8 +190,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "silence_s",
             "engine_stall_s",
             "prefix_cache_bytes",
-            "frames_per_s",
-            "commands_per_s",
+            "frames_per_second",
+            "commands_per_second",
         )
         for name in positive:
             if getattr(self, name) <= 0:

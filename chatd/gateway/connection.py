@@ -387,7 +387,7 @@ class Connection:
         )
 
     async def _read_loop(self) -> None:
-        pace = Pace(self.node.settings.commands_per_s, self._now_ms())
+        pace = Pace(self.node.settings.commands_per_second, self._now_ms())
         while True:
             cost = 0
             try:
