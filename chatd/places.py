@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from chatd.clock import Clock
 from chatd.gateway.auth import TokenConfig, TokenVerifier
 from chatd.settings import Engine, Settings, SettingsError
 from context.library import Library
@@ -120,17 +121,29 @@ class Places:
             raise SettingsError(f"{path} is shorter than {_JWT_SECRET_BYTES} bytes")
         return secret
 
-    def token_verifier(self) -> TokenVerifier:
+    def token_verifier(self, clock: Clock | None = None) -> TokenVerifier:
         """Checks tokens by the hospital's public keys when set, else by the demo's key."""
         settings = self.settings
-        outside = bool(settings.jwt_public_key_file or settings.jwt_jwks_file)
+        if settings.jwt_jwks_url:
+            self.prepare()
         return TokenVerifier(
             TokenConfig(
                 issuer=settings.jwt_issuer,
                 audience=settings.jwt_audience,
                 max_lifetime_s=settings.jwt_max_ttl_s,
-                secret=b"" if outside else self.jwt_secret(),
-                public_key_file=Path(settings.jwt_public_key_file) if settings.jwt_public_key_file else None,
-                jwks_file=Path(settings.jwt_jwks_file) if settings.jwt_jwks_file else None,
-            )
+                secret=b"" if settings.has_provider else self.jwt_secret(),
+                public_key_file=_path(settings.jwt_public_key_file),
+                jwks_file=_path(settings.jwt_jwks_file),
+                jwks_url=settings.jwt_jwks_url,
+                jwks_ca_file=_path(settings.jwt_jwks_ca_file),
+                jwks_cache=self.data / "keys" / "provider.jwks" if settings.jwt_jwks_url else None,
+                jwks_stale_s=settings.jwt_jwks_stale_s,
+                algorithms=settings.algorithms,
+                claims_file=_path(settings.jwt_claims_file),
+            ),
+            clock,
         )
+
+
+def _path(setting: str) -> Path | None:
+    return Path(setting) if setting else None

@@ -1,29 +1,37 @@
 """Tokens: a JWT in, a ``Principal`` out, or a ``TokenError``; and the tokens of the demo and the command line.
 
-What is accepted is fixed by the configured key, never by the token: HS256 with the demo's secret, or ES256 and
-EdDSA (Ed25519) with the public keys of a file. PyJWT checks the signature only; every claim is checked here, against
-the ``now`` of the caller, because PyJWT alone accepts ``exp`` 2**70 and an empty ``sub``.
+What is accepted is fixed by the configured key, never by the token: HS256 with the demo's secret, or ES256, EdDSA
+(Ed25519) and RS256 with public keys (``identity.jwks``). PyJWT checks the signature only; every claim is checked here,
+against the ``now`` of the caller, because PyJWT alone accepts ``exp`` 2**70 and an empty ``sub``.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import jwt
 import msgspec
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from msgspec import Meta
 
+from chatd.clock import Clock, SystemClock
+from chatd.identity import claims as claim_rules
+from chatd.identity.jwks import (
+    ALGORITHMS,
+    KEY_ID,
+    Key,
+    KeyFile,
+    KeysUnavailable,
+    KeyUrl,
+    TokenConfigError,
+    keys_of_jwks,
+    keys_of_pem,
+)
 from protocols.errors import ErrorCode, RemoteProtocolError
 from protocols.frames import Id
 
@@ -32,11 +40,11 @@ MAX_TOKEN_BYTES = 4096
 MAX_LIFETIME_S = 43_200
 #: Clocks of an identity provider and a gateway, both kept by NTP, differ by less.
 LEEWAY_S = 5
-#: How often a key file is looked at: a rotation with overlapping keys waits, a storm of unknown key ids costs nothing.
+#: How often a source of keys is looked at: a rotation with overlapping keys waits, a storm of unknown key ids costs
+#: nothing.
 RELOAD_S = 30
 #: RFC 7518, section 3.2: an HS256 key is at least as long as its hash.
 MIN_SECRET_BYTES = 32
-MAX_KEY_FILE_BYTES = 262_144
 #: The key id of tokens that ``mint`` signs.
 DEMO_KEY_ID = "demo"
 
@@ -44,34 +52,39 @@ DEMO_KEY_ID = "demo"
 #: ``x5u``, ``jwk`` and ``x5c`` would bring a key along, ``crit`` and ``b64`` change what is signed.
 _HEADER = frozenset({"alg", "typ", "kid", "x5t", "x5t#S256"})
 _TYPES = frozenset({"jwt", "at+jwt"})
-_KEY_ID = re.compile(r"[A-Za-z0-9._:@+=\-]{1,128}")
 #: The year 9999: what comes after is no time.
 _MAX_TIME_S = 253_402_300_799
 _Time = Annotated[int, Meta(ge=0, le=_MAX_TIME_S)] | Annotated[float, Meta(ge=0, le=_MAX_TIME_S)]
 
 
 class TokenError(RemoteProtocolError):
-    """A token or a path is refused: ``unauthorized``, ``token_expired`` or ``forbidden``.
+    """A token or a path is refused: ``unauthorized``, ``token_expired``, ``forbidden``, or ``internal`` (no keys).
 
     ``detail`` names the rule ("signature", "exp", "department"), never what the token holds.
     """
 
 
-class TokenConfigError(ValueError):
-    """The keys or limits that tokens are checked with cannot be used; the text names the file and the reason."""
-
-
 class TokenConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What tokens are checked with. Exactly one of ``secret``, ``public_key_file`` and ``jwks_file`` is given.
+    """What tokens are checked with. Exactly one of ``secret`` and the three sources of public keys is given.
 
     secret: the demo's, at least 32 bytes: HS256. Whoever holds it can be anybody.
-    public_key_file: PEM of one public key, P-256 (ES256) or Ed25519 (EdDSA).
+    public_key_file: PEM of one public key, P-256 (ES256), Ed25519 (EdDSA) or RSA (RS256).
     jwks_file: a JSON Web Key Set (RFC 7517) of such keys, each with a ``kid``, by which tokens choose.
+    jwks_url: where to fetch such a set, with the authority ``jwks_ca_file``, a copy in ``jwks_cache``, and for how
+        long it may be away.
+    algorithms: what public keys may be used for; the demo's secret is for HS256 alone.
+    claims_file: how a provider's claims become roles and departments; None: tokens carry these themselves.
     """
 
     secret: bytes = b""
     public_key_file: Path | None = None
     jwks_file: Path | None = None
+    jwks_url: str = ""
+    jwks_ca_file: Path | None = None
+    jwks_cache: Path | None = None
+    jwks_stale_s: float = 86_400.0
+    algorithms: tuple[str, ...] = ("ES256", "EdDSA")
+    claims_file: Path | None = None
     issuer: str = "chatd"
     audience: str = "chatd"
     max_lifetime_s: int = MAX_LIFETIME_S
@@ -79,21 +92,28 @@ class TokenConfig(msgspec.Struct, frozen=True, kw_only=True):
     reload_s: int = RELOAD_S
 
     def __post_init__(self) -> None:
-        given = [bool(self.secret), self.public_key_file is not None, self.jwks_file is not None]
-        if sum(given) != 1:
-            raise TokenConfigError("tokens need exactly one of a secret, a public key file and a JWKS file")
+        sources = (self.secret, self.public_key_file, self.jwks_file, self.jwks_url)
+        if sum(bool(source) for source in sources) != 1:
+            raise TokenConfigError(
+                "tokens need exactly one of a secret, a public key file, a JWKS file and a JWKS address"
+            )
+        if not self.algorithms or not set(self.algorithms) <= set(ALGORITHMS):
+            raise TokenConfigError(f"tokens may be signed with {', '.join(ALGORITHMS)}, and with at least one of them")
         if self.secret and len(self.secret) < MIN_SECRET_BYTES:
             raise TokenConfigError(f"the token secret has fewer than {MIN_SECRET_BYTES} bytes")
         if not self.issuer or not self.audience:
             raise TokenConfigError("tokens need an issuer and an audience")
         if not 0 < self.max_lifetime_s <= MAX_LIFETIME_S:
             raise TokenConfigError(f"tokens may live 1 to {MAX_LIFETIME_S} seconds")
-        if self.leeway_s < 0 or self.reload_s <= 0:
+        if self.leeway_s < 0 or self.reload_s <= 0 or self.jwks_stale_s <= 0:
             raise TokenConfigError("token times must be above 0")
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Who a token says is speaking. Times are seconds since 1970, UTC; ``token_id`` is what a revocation names."""
+    """Who a token says is speaking. Times are seconds since 1970, UTC; ``token_id`` is what a revocation names.
+
+    ``key_id``: what it was signed with; empty where there is one key without a name.
+    """
 
     user_id: str
     name: str
@@ -103,6 +123,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     token_id: str
     device: str | None = None
     issued_at_s: float = 0.0
+    key_id: str = ""
 
 
 class _Claims(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,46 +142,89 @@ class _Claims(msgspec.Struct, frozen=True, kw_only=True):
     device: Id | None = None
 
 
-class _Key(msgspec.Struct, frozen=True):
-    """One key and the one algorithm that it may be used with."""
-
-    algorithm: str
-    key: Any
-
-
 class TokenVerifier:
-    """Checks tokens with the configured keys; no method waits for anything but a local file of some kilobytes."""
+    """Checks tokens with the configured keys; what is not a coroutine waits for a local file of kilobytes at most."""
 
-    def __init__(self, config: TokenConfig) -> None:
-        """Load the keys. Raises TokenConfigError if there is none to use."""
+    def __init__(self, config: TokenConfig, clock: Clock | None = None) -> None:
+        """Load the keys. Raises TokenConfigError if there is none to use; those of an address may come later."""
         self._config = config
-        self._file: _KeyFile | None = None
+        self._rules = None if config.claims_file is None else claim_rules.load(config.claims_file)
+        self._source: KeyFile | KeyUrl | None = None
+        allowed = frozenset(config.algorithms)
         if config.jwks_file is not None:
-            self._file = _KeyFile(config.jwks_file, _keys_of_jwks, config.reload_s)
+            self._source = KeyFile(config.jwks_file, lambda data: keys_of_jwks(data, allowed), config.reload_s)
         elif config.public_key_file is not None:
-            self._file = _KeyFile(config.public_key_file, _keys_of_pem, config.reload_s)
+            self._source = KeyFile(config.public_key_file, lambda data: keys_of_pem(data, allowed), config.reload_s)
+        elif config.jwks_url:
+            self._source = KeyUrl(
+                config.jwks_url,
+                lambda data: keys_of_jwks(data, allowed),
+                clock=clock or SystemClock(),
+                ca_file=config.jwks_ca_file,
+                cache=config.jwks_cache,
+                reload_s=config.reload_s,
+                stale_s=config.jwks_stale_s,
+            )
 
     @property
     def keys_error(self) -> str | None:
-        """Why the key file could not be read again, while its last good keys stay in use; None when all is well."""
-        return None if self._file is None else self._file.error
+        """Why the keys could not be read again, while the last good ones stay in use; None when all is well."""
+        return None if self._source is None else self._source.error
+
+    def has_keys(self, now: datetime) -> bool:
+        """Whether anybody can be let in at all."""
+        try:
+            return self._source is None or bool(self._source.keys(now.timestamp()))
+        except KeysUnavailable:
+            return False
+
+    def trusts(self, principal: Principal, now: datetime) -> bool:
+        """Whether the key that a token was signed with still is one; while keys cannot be had, it is."""
+        if self._source is None or not principal.key_id:
+            return True
+        try:
+            keys = self._source.keys(now.timestamp())
+        except KeysUnavailable:
+            return True
+        return "" in keys or principal.key_id in keys
+
+    async def run(self) -> None:
+        """Keep the keys of an address fresh; ends at once where they are in a file."""
+        if self._source is not None:
+            await self._source.run()
+
+    async def refresh(self, now: datetime) -> None:
+        """Fetch the keys of an address, unless that was done in the last 30 s. Raises nothing, ends within 3 s."""
+        if self._source is not None:
+            await self._source.refresh(now.timestamp())
+
+    async def authenticate(self, token: str, *, now: datetime) -> Principal:
+        """As ``verify``; keys that are not known here are asked for once, 3 s at most."""
+        try:
+            return self.verify(token, now=now)
+        except TokenError as error:
+            if error.detail not in ("kid", "keys"):
+                raise
+        await self.refresh(now)
+        return self.verify(token, now=now)
 
     def verify(self, token: str, *, now: datetime) -> Principal:
-        """Who speaks with ``token`` at ``now``.
+        """Who speaks with ``token`` at ``now``, by the keys that are known here.
 
         Raises:
             TokenError: ``token_expired`` if it was good until a moment ago (``now`` is at or after ``exp``),
-                ``unauthorized`` for every other fault.
+                ``internal`` where no keys can be had, ``unauthorized`` for every other fault.
         """
         now_s = now.timestamp()
-        key = self._key_of(self._header_of(token), now_s)
+        header = self._header_of(token)
+        key = self._key_of(header, now_s)
         try:
             signed = jwt.PyJWS(algorithms=[key.algorithm]).decode_complete(token, key.key, algorithms=[key.algorithm])
         except (jwt.PyJWTError, ValueError, TypeError):
             raise _refused("signature") from None
         try:
-            claims = msgspec.json.decode(signed["payload"], type=_Claims)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            claims = self._claims_of(signed["payload"])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, claim_rules.ClaimError):
             raise _refused("claims") from None
         self._check(claims, now_s)
         return Principal(
@@ -172,7 +236,16 @@ class TokenVerifier:
             token_id=claims.jti,
             device=claims.device,
             issued_at_s=float(claims.iat),
+            key_id=header.get("kid", ""),
         )
+
+    def _claims_of(self, payload: bytes) -> _Claims:
+        if self._rules is None:
+            return msgspec.json.decode(payload, type=_Claims)
+        raw = msgspec.json.decode(payload, type=dict[str, Any])
+        # Required also where the user's name stands elsewhere.
+        msgspec.convert(raw.get("sub"), str)
+        return msgspec.convert(claim_rules.mapped(self._rules, raw), _Claims)
 
     def _header_of(self, token: str) -> dict[str, Any]:
         if len(token) > MAX_TOKEN_BYTES or not token.isascii():
@@ -191,18 +264,21 @@ class TokenVerifier:
         if not isinstance(kind, str) or kind.lower() not in _TYPES:
             raise _refused("typ")
         key_id = header.get("kid")
-        if key_id is not None and (not isinstance(key_id, str) or _KEY_ID.fullmatch(key_id) is None):
+        if key_id is not None and (not isinstance(key_id, str) or KEY_ID.fullmatch(key_id) is None):
             raise _refused("kid")
         return header
 
-    def _key_of(self, header: dict[str, Any], now_s: float) -> _Key:
+    def _key_of(self, header: dict[str, Any], now_s: float) -> Key:
         key_id = header.get("kid")
-        if self._file is None:
+        if self._source is None:
             if key_id not in (None, DEMO_KEY_ID):
                 raise _refused("kid")
-            key: _Key | None = _Key("HS256", self._config.secret)
+            key: Key | None = Key("HS256", self._config.secret)
         else:
-            keys = self._file.keys(now_s)
+            try:
+                keys = self._source.keys(now_s)
+            except KeysUnavailable:
+                raise TokenError(ErrorCode.INTERNAL, "keys") from None
             # A PEM file has one key without an id, which fits whatever id the issuer gave it.
             key = keys[""] if "" in keys else keys.get(key_id or "")
         if key is None:
@@ -290,97 +366,6 @@ def mint(
     if len(token) > MAX_TOKEN_BYTES:
         raise ValueError(f"the token is longer than {MAX_TOKEN_BYTES} bytes")
     return token
-
-
-class _KeyFile:
-    """The keys of a file, read again when the file has changed, and looked at once in ``reload_s`` at most.
-
-    A changed file that cannot be used leaves the last good keys in use and says why in ``error``.
-    """
-
-    def __init__(self, path: Path, parse: Callable[[bytes], dict[str, _Key]], reload_s: float) -> None:
-        self._path = path
-        self._parse = parse
-        self._reload_s = reload_s
-        self._looked_at_s: float | None = None
-        self._seen: tuple[int, int, int] | None = None
-        self._keys: dict[str, _Key] = {}
-        self.error: str | None = None
-        self._load()
-        if self.error is not None:
-            raise TokenConfigError(f"{path}: {self.error}")
-
-    def keys(self, now_s: float) -> dict[str, _Key]:
-        """Keys by their ids. A clock that was set back counts as time passed."""
-        if self._looked_at_s is None or abs(now_s - self._looked_at_s) >= self._reload_s:
-            self._looked_at_s = now_s
-            self._load()
-        return self._keys
-
-    def _load(self) -> None:
-        try:
-            status = self._path.stat()
-            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if seen == self._seen:
-                return
-            if status.st_size > MAX_KEY_FILE_BYTES:
-                raise TokenConfigError("too long for a key file")
-            self._keys = self._parse(self._path.read_bytes())
-        except OSError as error:
-            self.error = error.strerror or "unreadable"
-        except TokenConfigError as error:
-            self.error = str(error)
-        else:
-            self._seen = seen
-            self.error = None
-
-
-def _keys_of_pem(data: bytes) -> dict[str, _Key]:
-    try:
-        key = load_pem_public_key(data)
-    except (ValueError, UnsupportedAlgorithm):
-        raise TokenConfigError("not a PEM public key") from None
-    return {"": _with_algorithm(key)}
-
-
-def _keys_of_jwks(data: bytes) -> dict[str, _Key]:
-    """The keys of a set by ``kid``. Keys of other kinds or uses are passed over, as RFC 7517, section 5 says."""
-    try:
-        entries = msgspec.json.decode(data, type=dict[str, Any])["keys"]
-        entries = msgspec.convert(entries, list[dict[str, Any]])
-    except (msgspec.MsgspecError, KeyError, RecursionError):
-        raise TokenConfigError("not a JSON Web Key Set") from None
-    keys: dict[str, _Key] = {}
-    for entry in entries:
-        if (entry.get("kty"), entry.get("crv")) not in (("EC", "P-256"), ("OKP", "Ed25519")):
-            continue
-        if entry.get("use", "sig") != "sig":
-            continue
-        if "d" in entry:
-            raise TokenConfigError("holds a private key; publish its public part only")
-        key_id = entry.get("kid")
-        if not isinstance(key_id, str) or _KEY_ID.fullmatch(key_id) is None:
-            raise TokenConfigError("a key without a usable kid")
-        if key_id in keys:
-            raise TokenConfigError("two keys with one kid")
-        try:
-            key = jwt.PyJWK.from_dict({name: entry[name] for name in ("kty", "crv", "x", "y") if name in entry})
-            keys[key_id] = _with_algorithm(key.key)
-        except (jwt.PyJWTError, ValueError, TypeError):
-            raise TokenConfigError("a key that is none") from None
-        if entry.get("alg", keys[key_id].algorithm) != keys[key_id].algorithm:
-            raise TokenConfigError("a key whose alg is not its own")
-    if not keys:
-        raise TokenConfigError("no P-256 or Ed25519 key for signatures")
-    return keys
-
-
-def _with_algorithm(key: object) -> _Key:
-    if isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
-        return _Key("ES256", key)
-    if isinstance(key, Ed25519PublicKey):
-        return _Key("EdDSA", key)
-    raise TokenConfigError("neither a P-256 nor an Ed25519 public key")
 
 
 def _refused(rule: str) -> TokenError:

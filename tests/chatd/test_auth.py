@@ -27,12 +27,12 @@ from chatd.gateway.auth import (
     MAX_TOKEN_BYTES,
     Principal,
     TokenConfig,
-    TokenConfigError,
     TokenError,
     TokenVerifier,
     check_path,
     mint,
 )
+from chatd.identity.jwks import TokenConfigError
 from protocols.errors import ErrorCode, RemoteProtocolError
 
 if TYPE_CHECKING:
