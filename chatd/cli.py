@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             data_dir=getattr(arguments, "data_dir", None),
             host=getattr(arguments, "host", None),
             port=getattr(arguments, "port", None),
+            uds=getattr(arguments, "uds", None),
             redis_url=getattr(arguments, "redis", None),
             ledger_url=getattr(arguments, "ledger", None),
             engine=getattr(arguments, "engine", None),
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = _command(commands, "serve", _serve, "a further gateway on the Redis and ledger of a chatd up, or by URL")
     _data_dir(serve)
     _listen(serve)
+    serve.add_argument("--uds", metavar="PATH", help="listen on this Unix socket instead of host and port")
     _state(serve)
     serve.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
 

@@ -8,8 +8,11 @@ import gc
 import os
 import resource
 import signal
+import socket
+import stat
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -22,7 +25,7 @@ from chatd.gateway.limits import LineLimits
 from chatd.gateway.transport import protocols
 from chatd.places import Places
 from chatd.readiness import readiness
-from chatd.settings import Settings
+from chatd.settings import Settings, SettingsError
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +39,8 @@ _SWITCH_S = 0.0005
 #: After the drain nothing is left to wait for; uvicorn's own grace is for stray HTTP requests.
 _GRACE_S = 2
 _READY_POLL_S = 0.05
+#: The gateway's user and its group, to which the proxy belongs.
+_SOCKET_MODE = 0o660
 
 
 class GatewayServer(uvicorn.Server):
@@ -51,6 +56,16 @@ class GatewayServer(uvicorn.Server):
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets=sockets)  # type: ignore[arg-type]
+        if self.config.uds is not None:
+            # uvicorn lets everybody in.
+            os.chmod(self.config.uds, _SOCKET_MODE)
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        if self.config.uds is not None:
+            # While it still listens, the path is its own: a successor may take it from here on.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.config.uds)
+        await super().shutdown(sockets=sockets)  # type: ignore[arg-type]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: stop now."""
@@ -76,11 +91,15 @@ class GatewayServer(uvicorn.Server):
 def serve(settings: Settings, places: Places, *, supervised: bool) -> int:
     """Run a gateway until it is told to stop; returns the exit status.
 
-    Prints ``ready http://HOST:PORT`` once questions can be answered.
+    Prints ``ready http://HOST:PORT``, or ``ready unix:PATH``, once questions can be answered.
 
     Args:
         supervised: Stop too when standard input ends: the ``chatd up`` that holds its other end is gone.
+
+    Raises:
+        SettingsError: the Unix socket is somebody's, or its path is no socket's.
     """
+    uds = unix_socket(settings.uds)
     writer = logs.set_up(settings.log_level)
     sys.setswitchinterval(_SWITCH_S)
     make_room(settings.max_connections + settings.redis_max_connections + _OTHER_FILES)
@@ -90,6 +109,7 @@ def serve(settings: Settings, places: Places, *, supervised: bool) -> int:
         app,
         host=settings.host,
         port=settings.port,
+        uds=uds,
         http=http,
         ws=websocket,
         ws_max_size=settings.max_frame_bytes,
@@ -113,6 +133,26 @@ def serve(settings: Settings, places: Places, *, supervised: bool) -> int:
     finally:
         writer.close()
     return 0
+
+
+def unix_socket(path: str) -> str | None:
+    """``path`` as an absolute one, free to listen on; None for an empty one. What a killed gateway left is taken.
+
+    uvicorn would take the path away from a gateway that is listening there, which then hears of no new phone.
+
+    Raises:
+        SettingsError: somebody listens there, or it is a file of another kind.
+    """
+    if not path:
+        return None
+    place = Path(path).absolute()
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(place.lstat().st_mode):
+            raise SettingsError("CHATD_UDS names a file that is no socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(ConnectionRefusedError):
+            probe.connect(str(place))
+            raise SettingsError("CHATD_UDS names a socket on which somebody listens")
+    return str(place)
 
 
 def make_room(files: int) -> None:
@@ -148,6 +188,9 @@ async def _announce(server: GatewayServer, app: Starlette) -> None:
     # What is alive now stays alive: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
+    if server.config.uds is not None:
+        print(f"ready unix:{server.config.uds}", flush=True)
+        return
     host, port = server.servers[0].sockets[0].getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"ready http://{shown}:{port}", flush=True)

@@ -149,6 +149,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     frames_per_second: int = 1_000
     commands_per_second: int = 200
 
+    #: A Unix socket for a proxy on the same machine, in place of host and port.
+    uds: str = ""
+
     #: Tests only: kill the process with SIGKILL when it reaches this step for the n-th time ("accept:1").
     fault_kill_at: str = ""
 
