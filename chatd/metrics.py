@@ -86,6 +86,25 @@ ALERT_CLOCK_STEPPED = Gauge(
     "1 when the wall clock, or the ledger's, is off by more than a minute.",
     registry=REGISTRY,
 )
+AUDIT_ROWS = Counter(
+    "chatd_audit_rows_total",
+    "Rows of the audit, by where they were written: the chain, or this machine's file.",
+    ["place"],
+    registry=REGISTRY,
+)
+AUDIT_MISSED = Counter("chatd_audit_missed_total", "Rows of the audit that no disk took.", registry=REGISTRY)
+AUDIT_OPEN = Gauge(
+    "chatd_audit_open", "1 while rows of the audit find a disk; at 0 patients' data is refused.", registry=REGISTRY
+)
+AUDIT_SPOOLED = Gauge(
+    "chatd_audit_spooled", "Rows of the audit in this machine's file, waiting for the ledger.", registry=REGISTRY
+)
+AUDIT_CHECKPOINTS = Counter(
+    "chatd_audit_checkpoints_total",
+    "Checkpoints of the audit, by sink and result.",
+    ["sink", "result"],
+    registry=REGISTRY,
+)
 FEEDBACK = Counter("chatd_feedback_total", "Feedback on answers.", ["useful"], registry=REGISTRY)
 #: A wait for the model is seconds to minutes, its first word tenths of a second.
 _WAIT_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 45.0, 90.0, 180.0)

@@ -208,3 +208,34 @@ alert_commands = Table(
     Column("alert_seq", BigInteger, nullable=False),
     Index("alert_commands_by_alert", "alert_id"),
 )
+
+#: Every row of the audit, in one order for all gateways; rows are added, never changed or removed. ``body`` counts; the
+#: columns before it repeat it to be searched by. ``row_id``: the row's own id, so that none is there twice.
+audit_rows = Table(
+    "audit_rows",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("row_id", String(32), nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("event", String(64), nullable=False),
+    Column("user_id", String(256), nullable=False),
+    Column("patient_pseudonym", String(64), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    Index("audit_rows_by_id", "row_id", unique=True),
+    Index("audit_rows_by_user", "user_id", "seq"),
+    Index("audit_rows_by_patient", "patient_pseudonym", "seq"),
+)
+
+#: Where the audit's chain stands, one row (``one`` = 1). The lock on it orders the commits, so that ``seq`` has no gap.
+#: ``state_sealed`` holds the key of the next row and nothing of the keys before it.
+audit_chain = Table(
+    "audit_chain",
+    metadata,
+    Column("one", Integer, primary_key=True, autoincrement=False),
+    Column("chain", String(32), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("state_sealed", LargeBinary, nullable=False),
+    CheckConstraint("one = 1", name="audit_chain_one"),
+)
