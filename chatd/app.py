@@ -22,7 +22,9 @@ from chatd.alerts.service import Alerts
 from chatd.clock import Clock, SystemClock
 from chatd.faults import FaultPoints
 from chatd.gateway.alerting import Departments
+from chatd.gateway.gate import Gate
 from chatd.gateway.node import Node
+from chatd.identity.register import REGISTERS, Register
 from chatd.inference.limits import limits_of
 from chatd.inference.queue import JobQueue
 from chatd.inference.watch import ModelWatch
@@ -73,6 +75,8 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
             raise
         # Before the first phone: a question that comes at once must not be answered as if there were no model.
         await node.watch.look()
+        # The same of a token: what was revoked while this gateway was not there, and the keys of its provider.
+        await node.gate.prepare()
         app.state.node = node
         app.state.keeper = keeper
         app.state.jwt_secret = places.jwt_secret() if settings.demo else b""
@@ -168,13 +172,30 @@ def _node(
         runs=runs,
         actions=actions,
         ledger=ledger,
-        verifier=places.token_verifier(),
+        gate=_gate(settings, places, clock, sealer, redis),
         node_id=node_id,
         faults=faults,
         watch=watch,
         queue=queue,
         follower=follower,
         alerts=alerts,
+    )
+
+
+def _gate(settings: Settings, places: Places, clock: Clock, sealer: Sealer, redis: Redis) -> Gate:
+    revoked, devices, glass = (
+        Register(redis, sealer, name, clock=clock, file=places.register(name)) for name in REGISTERS
+    )
+    return Gate(
+        places.token_verifier(clock),
+        revoked=revoked,
+        devices=devices,
+        glass=glass,
+        pseudonym_key=sealer.derive("emergency-access"),
+        clock=clock,
+        needs_device=settings.device_approval,
+        break_glass_s=settings.break_glass_s,
+        origins=settings.allowed_origins,
     )
 
 

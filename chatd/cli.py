@@ -123,6 +123,31 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument("--role", default="physician", help="role (default: physician)")
     token.add_argument("--ttl", type=int, default=3600, metavar="S", help="lifetime in seconds (default: 3600)")
 
+    revoke = _command(commands, "revoke", _revoke, "let a person's tokens, one token or a lost phone in no longer")
+    revoke.epilog = (
+        "Every gateway closes what is connected within 5 s. A person can sign in again, unless it is --for-good. "
+        "Tokens have run out by themselves after 12 hours; a phone stays out until --lift."
+    )
+    _data_dir(revoke)
+    revoke.add_argument("--redis", metavar="URL", help="redis://, rediss:// or unix:// (default: that of the chatd up)")
+    whom = revoke.add_mutually_exclusive_group(required=True)
+    whom.add_argument("--user", metavar="U", help="all tokens of this person that were made until now")
+    whom.add_argument("--token", metavar="ID", help="one token, by its jti")
+    whom.add_argument("--device", metavar="D", help="all tokens made for this phone")
+    whom.add_argument("--list", action="store_true", help="print what is revoked")
+    revoke.add_argument("--for-good", action="store_true", help="tokens that are made later, too, until --lift")
+    revoke.add_argument("--lift", action="store_true", help="let it in again")
+
+    device = commands.add_parser("device", help="which phones are known, where a second one must be approved")
+    device_commands = device.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    listed = _command(device_commands, "list", _device_list, "print whose phones are known, those that wait first")
+    approve = _command(device_commands, "approve", _device_approve, "let a person's phone in")
+    for each in (listed, approve):
+        _data_dir(each)
+        each.add_argument("--redis", metavar="URL", help="redis://, rediss:// or unix:// (default: as chatd up)")
+    approve.add_argument("--user", metavar="U", required=True, help="user id")
+    approve.add_argument("--device", metavar="D", required=True, help="device id, as the token names it")
+
     alert = _command(commands, "alert", _alert, "raise an alert on the running chatd up, and print whom it reaches")
     alert.epilog = (
         "Exit status: 0 the alert is recorded and somebody can be reached; 1 it is not recorded; 3 it is recorded and "
@@ -349,6 +374,32 @@ def _token(arguments: argparse.Namespace, settings: Settings) -> int:
         )
     )
     return 0
+
+
+def _revoke(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd import revoking
+    from chatd.places import Places
+
+    if arguments.list:
+        return revoking.list_revoked(Places(settings))
+    kind, name = next((k, n) for k in revoking.KINDS if (n := getattr(arguments, k)) is not None)
+    if arguments.lift:
+        return revoking.lift(Places(settings), kind, name)
+    return revoking.revoke(Places(settings), kind, name, for_good=arguments.for_good)
+
+
+def _device_list(_: argparse.Namespace, settings: Settings) -> int:
+    from chatd import revoking
+    from chatd.places import Places
+
+    return revoking.list_devices(Places(settings))
+
+
+def _device_approve(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd import revoking
+    from chatd.places import Places
+
+    return revoking.approve(Places(settings), arguments.user, arguments.device)
 
 
 def _alert(arguments: argparse.Namespace, settings: Settings) -> int:

@@ -26,9 +26,10 @@ from chatd.alerts.model import Response as AlertAnswer
 from chatd.alerts.permissions import may_answer, raiser
 from chatd.clock import iso_ms
 from chatd.gateway.alerting import command_of
-from chatd.gateway.auth import Principal, TokenError, mint
+from chatd.gateway.auth import Principal, mint
 from chatd.gateway.connection import Connection, valid_id
 from chatd.gateway.node import Node
+from chatd.identity.roles import TABLE
 from chatd.ledger import LedgerUnavailable
 from chatd.readiness import readiness
 from context.layers import age_years
@@ -159,6 +160,45 @@ def _node(request: Request) -> Node:
     return node
 
 
+# --- who may ------------------------------------------------------------------------------------------------
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def _principal(request: Request) -> Principal:
+    """Who asks; the gate has let them in before the route was reached."""
+    principal: Principal = request.state.principal
+    return principal
+
+
+async def _let_in(request: Request, command: str) -> None:
+    """Raises RemoteProtocolError: unauthorized, token_expired, forbidden by the table of roles, or internal."""
+    headers = request.headers.getlist("authorization")
+    scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+    if scheme.lower() != "bearer":
+        raise RemoteProtocolError(ErrorCode.UNAUTHORIZED)
+    gate = _node(request).gate
+    principal = await gate.admit(token.strip())
+    gate.require(principal, command, request.path_params.get("department"))
+    request.state.principal = principal
+
+
+def _guarded(method: str, path: str, handler: Handler, refuse: Callable[[RemoteProtocolError], Response]) -> Route:
+    """A route that is public in the table of roles, or lets in whom the table names; one that is not there, nobody."""
+    command = f"{method} {path}"
+    if command in TABLE.public:
+        return Route(path, handler, methods=[method])
+
+    async def guarded(request: Request) -> Response:
+        try:
+            await _let_in(request, command)
+        except RemoteProtocolError as error:
+            return refuse(error)
+        return await handler(request)
+
+    return Route(path, guarded, methods=[method])
+
+
 # --- health and metrics -------------------------------------------------------------------------------------
 
 
@@ -272,25 +312,9 @@ async def _demo_token(request: Request) -> Response:
 # --- a department's patients --------------------------------------------------------------------------------
 
 
-def _principal(request: Request) -> Principal | None:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        return None
-    node = _node(request)
-    try:
-        return node.verifier.verify(token.strip(), now=node.clock.now())
-    except TokenError:
-        return None
-
-
 async def _patients(request: Request) -> Response:
     """The department's patients by name, for the picker: identity only, nothing clinical."""
-    principal = _principal(request)
-    if principal is None:
-        return _refusal(ErrorCode.UNAUTHORIZED, 401)
     department = request.path_params["department"]
-    if department not in principal.departments:
-        return _refusal(ErrorCode.FORBIDDEN, 403)
     node = _node(request)
     try:
         cards = await node.store.cards_of(department)
@@ -317,10 +341,8 @@ async def _patients(request: Request) -> Response:
 async def _people(request: Request) -> Response:
     """Who may be asked to take an alert over: colleagues of the department, as far as presence knows them now."""
     principal = _principal(request)
-    if principal is None:
-        return _refusal(ErrorCode.UNAUTHORIZED, 401)
     department = request.path_params["department"]
-    if department not in principal.departments or not may_answer(principal.roles):
+    if not may_answer(principal.roles):
         return _refusal(ErrorCode.FORBIDDEN, 403)
     present = await _node(request).alerts.colleagues(department)
     people = [
@@ -353,15 +375,6 @@ class _AlertBody(msgspec.Struct, frozen=True, kw_only=True):
 
 _KEY_HEADER: Final = "idempotency-key"
 _NO_KEY: Final = "Idempotency-Key: required, 1 to 128 letters, digits or ._:@+-"
-
-
-def _authorised(request: Request) -> Principal:
-    """Who asks. Raises RemoteProtocolError (unauthorized, token_expired)."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        raise RemoteProtocolError(ErrorCode.UNAUTHORIZED)
-    node = _node(request)
-    return node.verifier.verify(token.strip(), now=node.clock.now())
 
 
 def _key_of(request: Request) -> str | None:
@@ -400,7 +413,7 @@ async def _post_alert(request: Request) -> Response:
     The same ``Idempotency-Key`` of the same sender gives the same answer, with ``idempotency-replayed: true``.
     """
     try:
-        principal = _authorised(request)
+        principal = _principal(request)
         department = request.path_params["department"]
         raw = await _body(request, _node(request).settings.max_frame_bytes)
         try:
@@ -442,7 +455,7 @@ async def _get_alert(request: Request) -> Response:
     """Who has it: for the people of its department, and for who raised it."""
     node = _node(request)
     try:
-        principal = _authorised(request)
+        principal = _principal(request)
         try:
             view = await node.alerts.view(request.path_params["alert_id"])
         except LedgerUnavailable:
@@ -488,7 +501,7 @@ async def _stand_down(request: Request) -> Response:
     """
     node, alert_id = _node(request), request.path_params["alert_id"]
     try:
-        principal = _authorised(request)
+        principal = _principal(request)
         who = raiser(principal.user_id, principal.roles)
         try:
             view = await node.alerts.view(alert_id)
@@ -516,7 +529,7 @@ async def _stand_down(request: Request) -> Response:
 async def _post_communication(request: Request) -> Response:
     """Raise an alert by a FHIR R4 CommunicationRequest; refusals are OperationOutcomes."""
     try:
-        principal = _authorised(request)
+        principal = _principal(request)
         raw = await _body(request, _node(request).settings.max_frame_bytes)
         try:
             resource = msgspec.json.decode(raw, type=dict[str, Any])
@@ -543,12 +556,7 @@ async def _post_communication(request: Request) -> Response:
         )
         raised = await _raise(request, principal, frame, department, False)
     except RemoteProtocolError as error:
-        refused = _refused(error)
-        issue = _ISSUES.get(error.code, "invalid")
-        answer = _outcome(refused.status_code, issue, error.detail or error_text(error.code, "en"))
-        if "retry-after" in refused.headers:
-            answer.headers["retry-after"] = refused.headers["retry-after"]
-        return answer
+        return _refused_fhir(error)
     return _created(_fhir(communication.answer(resource, raised), 201), raised)
 
 
@@ -566,6 +574,15 @@ _ISSUES: Final[Mapping[ErrorCode, str]] = {
 
 def _fhir(content: Any, status: int) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/fhir+json")
+
+
+def _refused_fhir(error: RemoteProtocolError) -> Response:
+    refused = _refused(error)
+    issue = _ISSUES.get(error.code, "invalid")
+    answer = _outcome(refused.status_code, issue, error.detail or error_text(error.code, "en"))
+    if "retry-after" in refused.headers:
+        answer.headers["retry-after"] = refused.headers["retry-after"]
+    return answer
 
 
 def _outcome(status: int, issue: str, text: str, expression: str = "") -> Response:
@@ -588,7 +605,7 @@ def _web_folder() -> Path:
     return Path(chatd.__file__).parent.parent / "clients" / "web"
 
 
-def _page(folder: Path) -> Callable[[Request], Awaitable[Response]]:
+def _page(folder: Path) -> Handler:
     async def index(_: Request) -> Response:
         return FileResponse(folder / "index.html", media_type="text/html")
 
@@ -599,22 +616,28 @@ def routes() -> list[BaseRoute]:
     """All routes of a gateway."""
     folder = _web_folder()
     return [
-        Route("/", _page(folder)),
-        Route("/health", _health),
-        Route("/health/live", _live),
-        Route("/health/ready", _ready),
-        Route("/health/model", _model),
-        Route("/metrics", _metrics),
-        Route("/asyncapi.json", _asyncapi),
-        Route("/schema.json", _json_schema),
-        Route("/v1/demo", _demo),
-        Route("/v1/demo/token", _demo_token, methods=["POST"]),
-        Route("/v1/departments/{department}/patients", _patients),
-        Route("/v1/departments/{department}/people", _people),
-        Route("/v1/departments/{department}/alerts", _post_alert, methods=["POST"]),
-        Route("/v1/alerts/{alert_id}", _get_alert),
-        Route("/v1/alerts/{alert_id}/stand_down", _stand_down, methods=["POST"]),
-        Route("/v1/fhir/CommunicationRequest", _post_communication, methods=["POST"]),
+        *(_guarded(method, path, handler, _refused) for method, path, handler in _handlers(folder)),
+        _guarded("POST", "/v1/fhir/CommunicationRequest", _post_communication, _refused_fhir),
         WebSocketRoute("/chat/{department}/{user_id}", _chat),
         Mount("/web", StaticFiles(directory=folder)),
     ]
+
+
+def _handlers(folder: Path) -> tuple[tuple[str, str, Handler], ...]:
+    return (
+        ("GET", "/", _page(folder)),
+        ("GET", "/health", _health),
+        ("GET", "/health/live", _live),
+        ("GET", "/health/ready", _ready),
+        ("GET", "/health/model", _model),
+        ("GET", "/metrics", _metrics),
+        ("GET", "/asyncapi.json", _asyncapi),
+        ("GET", "/schema.json", _json_schema),
+        ("GET", "/v1/demo", _demo),
+        ("POST", "/v1/demo/token", _demo_token),
+        ("GET", "/v1/departments/{department}/patients", _patients),
+        ("GET", "/v1/departments/{department}/people", _people),
+        ("POST", "/v1/departments/{department}/alerts", _post_alert),
+        ("GET", "/v1/alerts/{alert_id}", _get_alert),
+        ("POST", "/v1/alerts/{alert_id}/stand_down", _stand_down),
+    )

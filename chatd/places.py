@@ -86,6 +86,10 @@ class Places:
         self.prepare()
         return KeyRing.load(self.data / "keys" / "seal.keys", create=True)
 
+    def register(self, name: str) -> Path:
+        """This machine's copy of what all gateways know; it is sealed."""
+        return self.data / "registers" / f"{name}.json"
+
     def library(self) -> Library:
         """The hospital's own protocol pages if it has named a folder, else those that chatd comes with.
 

@@ -34,6 +34,9 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     ledger: bool
     mode: Mode = "facts_only"
     model: str = "none"
+    #: Tokens can be checked; the list of what was revoked is that of all gateways, not only the last one seen.
+    keys: bool = True
+    revocations: bool = True
 
 
 class LedgerCheck:
@@ -64,12 +67,15 @@ async def readiness(node: Node) -> Readiness:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_WITHIN_S):
             ledger = await node.ledger_check.healthy()
+    keys = node.gate.has_keys
     return Readiness(
-        ready=redis and context and not node.draining,
+        ready=redis and context and keys and not node.draining,
         draining=node.draining,
         redis=redis,
         context=context,
         ledger=ledger,
         mode=node.watch.mode,
         model=node.watch.state.state,
+        keys=keys,
+        revocations=node.gate.is_current,
     )

@@ -142,11 +142,13 @@ class ActionCommand(Frame, frozen=True, kw_only=True, tag="action"):
 
 
 class ContextSet(Frame, frozen=True, kw_only=True, tag="context_set"):
-    """Switch the session's active patient; None closes the record."""
+    """Switch the session's active patient; None closes the record. ``reason``: why a record of another department
+    must be opened in an emergency; that department is told."""
 
     client_msg_id: Id
     patient_id: Id | None = None
     second_identifier: Annotated[str, Meta(max_length=128)] | None = None
+    reason: OptionalText | None = None
 
 
 class PresenceSet(Frame, frozen=True, kw_only=True, tag="presence"):

@@ -16,7 +16,9 @@ from chatd.alerts.presence import PresenceUnavailable
 from chatd.alerts.service import Raising
 from chatd.clock import epoch_ms
 from chatd.gateway.alerting import alert_of_action, alert_of_handover, answer_alert, raise_alert, set_presence
-from chatd.gateway.welcome import patient_info, permitted_patient
+from chatd.gateway.emergency import open_by_emergency
+from chatd.gateway.welcome import may_see, patient_info, permitted_patient
+from chatd.identity.register import RegisterUnavailable
 from chatd.ledger import LedgerUnavailable
 from chatd.replies.facts import context_hash, context_info
 from chatd.replies.question import language_of
@@ -73,14 +75,17 @@ async def handle(connection: Connection, frame: ClientFrame) -> None:
     client_msg_id = getattr(frame, "client_msg_id", None)
     if command is None:
         raise RemoteProtocolError(ErrorCode.UNSUPPORTED_TYPE, client_msg_id=client_msg_id)
+    principal = connection.principal
+    assert principal is not None  # noqa: S101 - authorised before it is opened
     try:
+        connection.node.gate.require(principal, str(frame.__struct_config__.tag), connection.department)
         await command(connection, frame)
     except RemoteProtocolError as error:
         error.client_msg_id = error.client_msg_id or client_msg_id
         raise
     except ContextNotLoaded:
         raise _later(LOADING, client_msg_id) from None
-    except (SessionsUnavailable, StoreUnavailable, PresenceUnavailable):
+    except (SessionsUnavailable, StoreUnavailable, PresenceUnavailable, RegisterUnavailable):
         raise _later(STATE_AWAY, client_msg_id) from None
     except LedgerUnavailable:
         raise _later(LEDGER_AWAY, client_msg_id) from None
@@ -112,7 +117,7 @@ async def _user_message(connection: Connection, frame: UserMessage) -> None:
         patient_id=patient_id,
         session_key=_key(connection),
     )
-    if layers.patient is not None and connection.department not in layers.patient.departments:
+    if layers.patient is not None and not may_see(connection, layers.patient):
         raise RemoteProtocolError(ErrorCode.FORBIDDEN)
     node.faults.reached("check")
     lang = frame.lang or language_of(
@@ -214,6 +219,8 @@ async def _context_set(connection: Connection, frame: ContextSet) -> None:
     node, key = connection.node, _key(connection)
     patient: PatientLayer | None = None
     if frame.patient_id is not None:
+        if frame.reason is not None:
+            await open_by_emergency(connection, frame.patient_id, frame.reason, frame.client_msg_id)
         patient = await permitted_patient(connection, frame.patient_id)
         await _require_identity(connection, patient, frame.second_identifier)
     layers = await node.store.read(
@@ -273,7 +280,7 @@ async def _action(connection: Connection, frame: ActionCommand) -> None:
         patient_id=patient_id,
         session_key=key,
     )
-    if layers.patient is not None and connection.department not in layers.patient.departments:
+    if layers.patient is not None and not may_see(connection, layers.patient):
         raise RemoteProtocolError(ErrorCode.FORBIDDEN)
     principal = connection.principal
     assert principal is not None  # noqa: S101 - authorised before it is opened
@@ -341,7 +348,7 @@ async def _feedback(connection: Connection, frame: Feedback) -> None:
 
 
 async def _refresh(connection: Connection, frame: Refresh) -> None:
-    connection.renew(frame.token)
+    await connection.renew(frame.token)
     connection.send(Accepted(client_msg_id=frame.client_msg_id))
 
 

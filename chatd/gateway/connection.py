@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -17,6 +16,7 @@ from chatd.alerts.presence import Here
 from chatd.clock import epoch_ms, iso_ms
 from chatd.gateway import commands
 from chatd.gateway.auth import Principal, TokenError, check_path
+from chatd.gateway.gate import REVOKED
 from chatd.gateway.limits import Pace
 from chatd.gateway.node import FLUSH_S, Node, TurnNotReached
 from chatd.gateway.outbox import Lane, Outbox, SlowConsumer, Words
@@ -58,6 +58,20 @@ _LOOK_MS = 1_000
 #: A phone that comes from a gateway that has died may bring a run whose lease (3 s) has yet to lapse.
 _NEW_MS = 10_000
 _ANSWER = b'{"type":"ai_response"'
+#: How a connection ends that is not let in; what does not stand here is 4501.
+_CLOSES = {
+    ErrorCode.TOKEN_EXPIRED: CloseCode.TOKEN_CHANGED,
+    ErrorCode.FORBIDDEN: CloseCode.FORBIDDEN_PATH,
+    # No keys, or no list of phones: the fault is not the phone's, and passes.
+    ErrorCode.INTERNAL: CloseCode.INSUFFICIENT_STATE,
+}
+
+
+def _close_code(error: RemoteProtocolError) -> CloseCode:
+    """How a connection ends that is not let in."""
+    if error.detail == REVOKED:
+        return CloseCode.REVOKED
+    return _CLOSES.get(error.code, CloseCode.UNAUTHORIZED)
 
 
 class Closing(Exception):
@@ -139,7 +153,8 @@ class Connection:
 
     async def serve(self) -> None:
         """Run the connection to its end; the socket is closed when this returns."""
-        if not self._origin_is_ours():
+        headers = self._websocket.headers
+        if not self.node.gate.is_our_page(headers.get("origin"), headers.get("host", "")):
             await self._websocket.close()  # before accept: HTTP 403
             metrics.HANDSHAKES.labels("foreign_origin").inc()
             return
@@ -198,7 +213,7 @@ class Connection:
     async def _converse(self) -> Closing:
         """Authorise, open the session and work until somebody wants to close; returns how."""
         hello = await self._unless_closing(self._hello())
-        self._authorise(hello)
+        await self._unless_closing(self._authorise(hello))
         metrics.HANDSHAKES.labels("opened").inc()
         log.info(
             "opened",
@@ -279,14 +294,14 @@ class Connection:
             if isinstance(due, Close):
                 raise Closing(due.code)
 
-    def _authorise(self, hello: Hello) -> None:
+    async def _authorise(self, hello: Hello) -> None:
         self.lang = hello.lang
         self.device_id = hello.device_id
         header = self._websocket.headers.get("authorization", "")
         scheme, _, token = header.partition(" ")
         if header and scheme.lower() != "bearer":
             raise Closing(CloseCode.UNAUTHORIZED)
-        principal = self._verify(token.strip() or hello.token or "")
+        principal = await self._verify(token.strip() or hello.token or "")
         if hello.channel != "app":
             self.node.left(self)
             self.channel = hello.channel
@@ -299,37 +314,44 @@ class Connection:
             department=self.department, user_id=self.user_id, channel=self.channel, roles=tuple(principal.roles)
         )
 
-    def _verify(self, token: str) -> Principal:
-        now = self.node.clock.now()
+    async def _verify(self, token: str) -> Principal:
         try:
-            principal = self.node.verifier.verify(token, now=now)
-        except TokenError as error:
-            expired = error.code is ErrorCode.TOKEN_EXPIRED
-            raise Closing(CloseCode.TOKEN_CHANGED if expired else CloseCode.UNAUTHORIZED) from None
-        try:
-            check_path(principal, self.department, self.user_id)
-        except TokenError:
-            raise Closing(CloseCode.FORBIDDEN_PATH) from None
-        left_ms = round(principal.expires_at_s * 1000) - epoch_ms(now)
+            return await self._admitted(token)
+        except RemoteProtocolError as error:
+            if error.detail is not None and error.detail.startswith("device"):
+                self.send_error(error)
+            raise Closing(_close_code(error), after_ms=_COME_BACK_MS) from None
+
+    async def _admitted(self, token: str) -> Principal:
+        """Who speaks, and until when. Raises RemoteProtocolError: unauthorized, token_expired, forbidden, internal."""
+        gate = self.node.gate
+        principal = await gate.admit(token, device_id=self.device_id)
+        check_path(principal, self.department, self.user_id)
+        gate.require(principal, "hello", self.department)
+        left_ms = round(principal.expires_at_s * 1000) - epoch_ms(self.node.clock.now())
         self.session.token_expires(self._now_ms() + max(0, left_ms))
         return principal
 
-    def renew(self, token: str) -> None:
+    async def renew(self, token: str) -> None:
         """Take a fresh token of the same user; a bad one leaves the old one in force.
 
         Raises:
-            RemoteProtocolError: unauthorized, token_expired or forbidden.
+            RemoteProtocolError: unauthorized, token_expired, forbidden or internal.
         """
         try:
-            principal = self.node.verifier.verify(token, now=self.node.clock.now())
-            check_path(principal, self.department, self.user_id)
+            principal = await self._admitted(token)
         except TokenError as error:
             raise RemoteProtocolError(error.code) from None
         self._is_here(principal)
         if self.member is not None:
             self.member.roles = tuple(principal.roles)
-        left_ms = round(principal.expires_at_s * 1000) - epoch_ms(self.node.clock.now())
-        self.session.token_expires(self._now_ms() + max(0, left_ms))
+        # The new one may end sooner.
+        self.due_ms = self._now_ms()
+
+    def look_at_standing(self) -> None:
+        """Close it where its token, its person or its phone has been revoked since it was let in."""
+        if self.principal is not None and (code := self.node.gate.standing(self.principal, self.device_id)) is not None:
+            self.close_soon(code)
 
     async def _open(self, hello: Hello) -> int:
         try:
@@ -674,13 +696,6 @@ class Connection:
             async with asyncio.timeout(FLUSH_S):
                 await self._websocket.close(int(closing.code), CLOSE_REASONS[closing.code])
         self.session.closed()
-
-    def _origin_is_ours(self) -> bool:
-        """A browser names the page's origin; only chatd's own page may open a socket (cross-site hijacking)."""
-        origin = self._websocket.headers.get("origin")
-        if origin is None:
-            return True
-        return urlsplit(origin).netloc == self._websocket.headers.get("host", "")
 
     def now_iso(self) -> str:
         return iso_ms(self.node.clock.now())

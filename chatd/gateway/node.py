@@ -21,8 +21,9 @@ from chatd.alerts.model import Recorded
 from chatd.alerts.presence import Here
 from chatd.clock import Clock, epoch_ms
 from chatd.faults import FaultPoints
-from chatd.gateway.auth import TokenVerifier
+from chatd.gateway.gate import Gate
 from chatd.gateway.pools import Pools
+from chatd.identity.register import DOORBELL as REGISTER_DOORBELL
 from chatd.inference.queue import JobQueue, QueueUnavailable
 from chatd.inference.watch import ModelWatch
 from chatd.ledger import Ledger, LedgerUnavailable
@@ -90,7 +91,7 @@ class Node:
         runs: Runs,
         actions: Actions,
         ledger: Ledger,
-        verifier: TokenVerifier,
+        gate: Gate,
         node_id: str,
         faults: FaultPoints,
         watch: ModelWatch,
@@ -108,7 +109,8 @@ class Node:
         self.actions = actions
         self.ledger = ledger
         self.ledger_check = LedgerCheck(ledger, clock)
-        self.verifier = verifier
+        self.gate = gate
+        gate.on_change = self.look_at_standings
         self.node_id = node_id
         self.draining = False
         self._doorbell = doorbell
@@ -276,6 +278,13 @@ class Node:
                 metrics.REDIS_ERRORS.inc()
                 log.warning("alerts_not_rung", error=error_name(error))
 
+    # --- who is no longer let in ---
+
+    def look_at_standings(self) -> None:
+        """Close whoever was revoked since they were let in."""
+        for connection in tuple(self._connections):
+            connection.look_at_standing()
+
     # --- answers that are being written ---
 
     def attend(self, connection: Connection) -> None:
@@ -341,6 +350,7 @@ class Node:
             asyncio.create_task(self._tick()),
             asyncio.create_task(self._expire()),
             asyncio.create_task(self._tell_mode()),
+            asyncio.create_task(self.gate.run()),
         ]
         if self._follower is not None:
             loops += [asyncio.create_task(self._follower.run()), asyncio.create_task(self._welcome_newcomers())]
@@ -358,12 +368,17 @@ class Node:
         while True:
             pubsub = self._doorbell.pubsub(ignore_subscribe_messages=True)
             try:
-                await pubsub.subscribe(DOORBELL, ALERT_DOORBELL)
+                await pubsub.subscribe(DOORBELL, ALERT_DOORBELL, REGISTER_DOORBELL)
                 # Whatever was rung while nobody listened.
                 self._may_have_missed = True
+                self.gate.ring()
                 while True:
                     message = await pubsub.get_message(timeout=30.0)
-                    if message is not None:
+                    if message is None:
+                        continue
+                    if message["channel"] == REGISTER_DOORBELL.encode():
+                        self.gate.ring()
+                    else:
                         self._rung(message["channel"] == ALERT_DOORBELL.encode(), message["data"].decode())
             except (RedisError, OSError, TimeoutError) as error:
                 metrics.REDIS_ERRORS.inc()

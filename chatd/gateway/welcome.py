@@ -237,7 +237,7 @@ async def _snapshot(connection: Connection, opened: Opened) -> Snapshot:
 
 
 async def permitted_patient(connection: Connection, patient_id: str) -> PatientLayer:
-    """The patient's layer, if this department may see it.
+    """The patient's layer, if this department may see it, or this person by emergency.
 
     Raises:
         RemoteProtocolError: ``patient_unknown`` or ``forbidden``, with nothing about the patient.
@@ -247,9 +247,16 @@ async def permitted_patient(connection: Connection, patient_id: str) -> PatientL
         layer = await connection.node.store.patient(patient_id)
     except PatientUnknown:
         raise RemoteProtocolError(ErrorCode.PATIENT_UNKNOWN) from None
-    if connection.department not in layer.departments:
+    if not may_see(connection, layer):
         raise RemoteProtocolError(ErrorCode.FORBIDDEN)
     return layer
+
+
+def may_see(connection: Connection, layer: PatientLayer) -> bool:
+    """Whether the record is one of this connection's department, or open to this person by emergency."""
+    principal = connection.principal
+    assert principal is not None  # noqa: S101 - authorised before it is opened
+    return connection.node.gate.sees(principal, connection.department, layer.patient_id, layer.departments)
 
 
 def patient_info(layer: PatientLayer, today: date) -> PatientInfo:

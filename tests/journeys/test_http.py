@@ -90,6 +90,8 @@ def test_health_live_ready(place: Hospital) -> None:
         "ledger": True,
         "mode": "facts_only",
         "model": "none",
+        "keys": True,
+        "revocations": True,
     }
 
 

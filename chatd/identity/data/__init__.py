@@ -1,0 +1,1 @@
+"""The table of roles, commands and departments, as it is shipped."""
