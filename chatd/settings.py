@@ -138,6 +138,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: How long a record of another department stays open after an emergency access.
     break_glass_s: int = 14_400
 
+    # --- audit ---
+    #: Where checkpoints are appended; empty: ``data_dir``/audit.checkpoints, which proves less than another mount.
+    audit_checkpoint_file: str = ""
+    #: One is made after so many rows, or after so long where there are new ones.
+    audit_checkpoint_rows: int = 1_000
+    audit_checkpoint_s: float = 60.0
+    #: HOST or HOST:PORT of a syslog server over TLS that gets them too.
+    audit_syslog: str = ""
+    audit_syslog_ca_file: str = ""
+    audit_syslog_cert_file: str = ""
+    audit_syslog_key_file: str = ""
+
     # --- bounds ---
     #: Durable frames kept per session; an older resume position gets ``too_far`` and a snapshot.
     session_log_events: int = 512
@@ -174,6 +186,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "action_ttl_s",
             "alert_retention_days",
             "alert_raises_per_minute",
+            "audit_checkpoint_rows",
+            "audit_checkpoint_s",
             "session_log_events",
             "prompt_budget_tokens",
             "redis_max_connections",
