@@ -126,8 +126,8 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
     def _handshake(self, head: bytes) -> None:
         """The request's head, which the HTTP protocol has read and hands over as a whole."""
         self.conn.receive_data(head)
-        if self.conn.parser_exc is not None:
-            # uvicorn would look for the code of a connection that was never opened.
+        if self.conn.parser_exc is not None or (self.conn.handshake_exc is not None and not self.conn.events):
+            # Too many headers, a line that is too long: uvicorn would wait for ever.
             self.transport.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
             self.transport.close()
             return

@@ -270,3 +270,12 @@ def test_pace_saves_and_waits() -> None:
     assert pace.spend(1, 10) == pytest.approx(10)
     assert pace.spend(200, 1_000_000) == 0
     assert pace.spend(1, 1_000_000) == pytest.approx(10)
+
+
+@pytest.mark.parametrize("more", [b"X-A: y\r\n" * 200, b"X-A: " + b"y" * 9_000 + b"\r\n"], ids=["many", "long"])
+async def test_a_handshake_that_cannot_be_read_is_refused(more: bytes) -> None:
+    """A head that passes the HTTP protocol and not the WebSocket's gets 400, and the connection is closed."""
+    line = Line()
+    line.protocol.data_received(UPGRADE.removesuffix(b"\r\n") + more + b"\r\n")
+    assert b"".join(line.socket.written).startswith(b"HTTP/1.1 400 ")
+    assert line.socket.is_closed
