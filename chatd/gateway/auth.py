@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
@@ -51,6 +52,8 @@ DEMO_KEY_ID = "demo"
 #: Header parameters that a token may have; the thumbprints say which certificate, and are not needed. ``jku``,
 #: ``x5u``, ``jwk`` and ``x5c`` would bring a key along, ``crit`` and ``b64`` change what is signed.
 _HEADER = frozenset({"alg", "typ", "kid", "x5t", "x5t#S256"})
+#: RFC 7515, section 7.1: three parts of base64url without padding; the last is empty where nobody signed.
+_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
 _TYPES = frozenset({"jwt", "at+jwt"})
 #: The year 9999: what comes after is no time.
 _MAX_TIME_S = 253_402_300_799
@@ -250,6 +253,9 @@ class TokenVerifier:
     def _header_of(self, token: str) -> dict[str, Any]:
         if len(token) > MAX_TOKEN_BYTES or not token.isascii():
             raise _refused("size")
+        # Base64 decoders pass over what is no letter of theirs.
+        if _COMPACT.fullmatch(token) is None:
+            raise _refused("form")
         # Only to choose the key: PyJWT reads the whole token again, and more strictly, when it checks the signature.
         first = token.partition(".")[0]
         try:
