@@ -18,6 +18,7 @@ from typing import Any
 
 from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 from websockets.http11 import Request
@@ -108,6 +109,8 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
         self.close_timeout = self.limits.close_within_s
         self._unread = bytearray()
         self._is_held = False
+        #: The peer has broken the protocol: what it sends is not looked at any more.
+        self._is_broken = False
         self._pace = Pace(self.limits.frames_per_s, self.loop.time() * 1000)
         #: When the next slice is taken; None: it is not its turn, or there is none.
         self._next_slice: asyncio.TimerHandle | None = None
@@ -116,6 +119,8 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
     def data_received(self, data: bytes) -> None:
         if self.chatd_transport is not None and self.chatd_transport.on_heard is not None:
             self.chatd_transport.on_heard()
+        if self._is_broken:
+            return
         if not self.handshake_initiated:
             self._handshake(data)
             return
@@ -142,12 +147,11 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
         del self._unread[: len(piece)]
         self.conn.receive_data(piece)
         if self.conn.parser_exc is not None:
-            self._unread.clear()
             self.handle_parser_exception()
             return
         wait_ms = self._pace.spend(len(self.conn.events), self.loop.time() * 1000)
         self.handle_events()
-        if self.transport.is_closing():
+        if self._is_broken or self.transport.is_closing():
             self._unread.clear()
         elif wait_ms > 0:
             self._hold()
@@ -225,20 +229,39 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
         super().handle_close(event)
 
     def handle_parser_exception(self) -> None:
+        """Say why, and read on without looking: a socket closed with bytes unread takes the reason away with it."""
         self._end()
-        super().handle_parser_exception()
+        reason = self.conn.close_sent
+        assert reason is not None  # noqa: S101 - the parser has failed the connection
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": reason.code, "reason": reason.reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = self._is_broken = True
+        self._unread.clear()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._is_held = self.read_paused = False
+        self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
 
     def shutdown(self) -> None:
         self._end()
         super().shutdown()
 
     async def send(self, message: Any) -> None:
+        if self._is_broken:
+            raise ClientDisconnected
         is_close = message["type"] == "websocket.close"
         if is_close:
             self._end()
             # The close waits in the buffer behind what was not read: a phone that wakes up finds its code.
             self.writable.set()
-        await super().send(message)
+        try:
+            await super().send(message)
+        except RuntimeError:
+            # The peer's fault came while this waited for the peer to read.
+            if not self._is_broken:
+                raise
+            raise ClientDisconnected from None
         if is_close and self._next_slice is None and not self.transport.is_closing():
             self._go_on()
 

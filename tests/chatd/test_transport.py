@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 from uvicorn.config import Config
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.server import ServerState
 
 from chatd.gateway.limits import LineLimits, Pace
@@ -27,7 +28,7 @@ class Socket:
     def __init__(self) -> None:
         self.written: list[bytes] = []
         self.is_closed = self.is_aborted = False
-        self.is_reading = True
+        self.is_reading, self.is_ended = True, False
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
@@ -43,6 +44,12 @@ class Socket:
 
     def abort(self) -> None:
         self.is_closed = self.is_aborted = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.is_ended = True
 
     def pause_reading(self) -> None:
         self.is_reading = False
@@ -279,3 +286,18 @@ async def test_a_handshake_that_cannot_be_read_is_refused(more: bytes) -> None:
     line.protocol.data_received(UPGRADE.removesuffix(b"\r\n") + more + b"\r\n")
     assert b"".join(line.socket.written).startswith(b"HTTP/1.1 400 ")
     assert line.socket.is_closed
+
+
+async def test_a_peer_that_breaks_the_protocol_is_read_to_its_end() -> None:
+    """The code leaves, nothing follows it, and what the peer still sends is read, or the code would be lost with it."""
+    line = Line()
+    await line.open()
+    line.protocol.data_received(PING + b"\xc7\x80" + b"x" * 100_000)
+    assert b"".join(line.socket.written).endswith(b"\x03\xea" + line.protocol.conn.close_sent.reason.encode())
+    assert line.socket.is_ended
+    assert line.socket.is_reading
+    assert not line.socket.is_closed
+    line.protocol.data_received(b"x" * 100_000)
+    with pytest.raises(ClientDisconnected):
+        await line.protocol.send({"type": "websocket.send", "text": "late"})
+    line.protocol.connection_lost(None)

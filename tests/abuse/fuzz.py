@@ -1,0 +1,224 @@
+"""Changed frames against the codec and the session's rules, and against a real gateway over sockets and HTTP.
+
+``python -m tests.abuse.fuzz --frames 1000000 --seeds 5`` checks each frame within this process and then sends the
+same ones to a gateway. It prints what came of them; anything unhandled, a close with 1011 and a status of 500 or more
+end it with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.client
+import itertools
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from protocols import codec
+from protocols.errors import RemoteProtocolError
+from protocols.frames import Error, Hello
+from protocols.session import Session, SessionRules
+from tests.abuse.gateway import ENV, faults_in, gateway_pid, rss_bytes, token_for
+from tests.abuse.mutations import mutants
+from tests.abuse.wire import BINARY, CLOSE, PING, PONG, TEXT, WAIT_S, Ended, Peer, frame, text
+from tests.http_call import call
+from tests.server import Hospital, hospital
+
+USER, DEPARTMENT = "dr.santos.cardio", "cardiology"
+LIMITS = codec.CodecLimits()
+#: No frame may hold up the others; a machine that is busy may stall for longer than the frame takes.
+MOST_S = 0.5
+#: Strikes and paces have tests of their own; here they would end each connection after five frames.
+FUZZ_ENV = {
+    **ENV,
+    "CHATD_MAX_STRIKES": "1000000",
+    "CHATD_FRAMES_PER_SECOND": "1000000",
+    "CHATD_COMMANDS_PER_SECOND": "1000000",
+}
+#: Frames that are sent before the answer to a ping is waited for.
+_BATCH = 20
+_PHONES = 4
+_ROUTES = ("/v1/departments/cardiology/alerts", "/v1/fhir/CommunicationRequest", "/v1/demo/token")
+
+
+class Fault(AssertionError):
+    """A frame that was not handled; the text names seed and number, by which it is made again."""
+
+
+def a_session() -> Session:
+    """A session that is open, as a gateway has it."""
+    session = Session(compat=False, now_ms=0, rules=SessionRules(max_strikes=5))
+    session.receive(Hello(), 0)
+    session.opened("e-91c", 0, 0)
+    return session
+
+
+def in_process(seed: int, count: int) -> Counter[str]:
+    """Decode ``count`` frames, JSON and MessagePack by turns, and let a session judge them; what came of them.
+
+    Raises:
+        Fault: anything but a frame or a refusal, a refusal whose words the frame's own may be in, or a slow one.
+    """
+    found: Counter[str] = Counter()
+    session, now_ms = a_session(), 0
+    streams = (mutants(seed), mutants(seed, msgpack=True))
+    for number in range(count):
+        is_msgpack = bool(number % 2)
+        data = next(streams[is_msgpack])
+        now_ms += 100
+        began_s = time.perf_counter()
+        try:
+            outcome = _judged(session, data, is_msgpack, now_ms)
+        except Exception as error:
+            raise Fault(f"seed {seed} frame {number}: {type(error).__name__}") from error
+        if time.perf_counter() - began_s > MOST_S and _judged_again_s(data, is_msgpack) > MOST_S:
+            raise Fault(f"seed {seed} frame {number}: slow")
+        found[outcome] += 1
+        if outcome in ("session_end", "4507"):
+            session = a_session()
+    return found
+
+
+def _judged_again_s(data: bytes, is_msgpack: bool) -> float:
+    began_s = time.perf_counter()
+    _judged(a_session(), data, is_msgpack, 0)
+    return time.perf_counter() - began_s
+
+
+def _judged(session: Session, data: bytes, is_msgpack: bool, now_ms: int) -> str:
+    try:
+        made = codec.decode(data, limits=LIMITS, msgpack=is_msgpack)
+        # What was understood can be written and is understood again as the same.
+        assert codec.decode(codec.encode(made), limits=LIMITS) == made
+        session.receive(made, now_ms)
+        return str(made.__struct_config__.tag)
+    except RemoteProtocolError as error:
+        refusal = Error(code=error.code, message="", retryable=False, detail=error.detail, client_msg_id=None)
+        assert len(codec.encode(refusal)) < 400
+        if error.strike and session.strike(now_ms) is not None:
+            return "4507"
+        return error.code.value
+
+
+class Seen:
+    """What a gateway did with what it was sent."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.frames: Counter[str] = Counter()
+        self.closes: Counter[int | None] = Counter()
+        self.statuses: Counter[int] = Counter()
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.closes[1011] and not any(status >= 500 for status in self.statuses) and 0 not in self.statuses
+
+
+async def _connected(url: str, token: str, is_msgpack: bool) -> Peer:
+    peer = await Peer.dial(url)
+    protocol = "chatd.v1.msgpack" if is_msgpack else "chatd.v1"
+    status = await peer.open(f"/chat/{DEPARTMENT}/{USER}", {"Sec-WebSocket-Protocol": protocol})
+    assert status == 101, status
+    peer.send(text({"type": "hello", "token": token}))
+    return peer
+
+
+async def _phone(url: str, token: str, frames: Iterator[bytes], is_msgpack: bool, seen: Seen) -> None:
+    """One phone that sends its frames, and comes back where it was closed."""
+    peer = await _connected(url, token, is_msgpack)
+    opcode = BINARY if is_msgpack else TEXT
+    for number in itertools.count():
+        batch = list(itertools.islice(frames, _BATCH))
+        if not batch:
+            break
+        peer.send(b"".join(frame(opcode, each) for each in batch))
+        seen.sent += len(batch)
+        mark = str(number).encode()
+        peer.send(frame(PING, mark))
+        try:
+            async with asyncio.timeout(6 * WAIT_S):
+                await _until_pong(peer, mark, seen)
+        except Ended as ended:
+            seen.closes[ended.code] += 1
+            await peer.leave()
+            peer = await _connected(url, token, is_msgpack)
+    peer.send(frame(CLOSE, b"\x03\xe8"))
+    await peer.leave()
+
+
+async def _until_pong(peer: Peer, mark: bytes, seen: Seen) -> None:
+    while True:
+        opcode, payload = await peer.next()
+        if opcode == PONG and payload == mark:
+            return
+        if opcode == PING:
+            peer.send(frame(PONG, payload))
+        elif opcode in (TEXT, BINARY):
+            seen.frames["error" if b"error" in payload[:16] else "other"] += 1
+
+
+def _posts(url: str, token: str, seed: int, count: int, seen: Seen) -> None:
+    """The same frames as bodies of the routes that take one."""
+    host = urlsplit(url)
+    line = http.client.HTTPConnection(host.hostname or "", host.port, timeout=WAIT_S)
+    for number, body in enumerate(itertools.islice(mutants(seed), count)):
+        headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": f"f-{seed}-{number}"}
+        try:
+            line.request("POST", _ROUTES[number % len(_ROUTES)], body, headers)
+            answer = line.getresponse()
+            answer.read()
+            seen.statuses[answer.status] += 1
+        except (http.client.HTTPException, ConnectionError):
+            # A body that was refused unread ends its connection; the status came, or the next request has it.
+            line.close()
+    line.close()
+
+
+async def over_sockets(place: Hospital, seed: int, count: int) -> Seen:
+    """Send ``count`` frames to the gateway, a fiftieth of them over HTTP."""
+    seen, token = Seen(), token_for(place, USER, DEPARTMENT)
+    each = -(-count // _PHONES)
+    phones = [
+        _phone(place.url, token, itertools.islice(mutants(seed * 1_000 + n, msgpack=n == 0), each), n == 0, seen)
+        for n in range(_PHONES)
+    ]
+    await asyncio.gather(*phones, asyncio.to_thread(_posts, place.url, token, seed, max(count // 50, 50), seen))
+    assert call(place.url, "/health/live").status == 200
+    return seen
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.abuse.fuzz", description=__doc__)
+    parser.add_argument("--frames", type=int, default=20_000, help="in all (default: 20000)")
+    parser.add_argument("--seeds", type=int, default=5, help="from 1 to this (default: 5)")
+    parser.add_argument("--no-gateway", action="store_true", help="within this process only")
+    options = parser.parse_args(arguments)
+    each, is_clean = options.frames // options.seeds, True
+    for seed in range(1, options.seeds + 1):
+        found = in_process(seed, each)
+        print(f"seed {seed}: {each} frames, {dict(found.most_common())}", flush=True)
+    if options.no_gateway:
+        return 0
+    with hospital(env=FUZZ_ENV) as place:
+        pid = gateway_pid(place)
+        before = rss_bytes(pid)
+        for seed in range(1, options.seeds + 1):
+            seen = asyncio.run(over_sockets(place, seed, each))
+            is_clean &= seen.is_clean
+            print(
+                f"seed {seed}: {seen.sent} sent, {dict(seen.frames)}, closes {dict(seen.closes)}, "
+                f"statuses {dict(seen.statuses)}, memory +{(rss_bytes(pid) - before) / 1e6:.1f} MB",
+                flush=True,
+            )
+        faults = faults_in(place.up.log())
+        is_clean &= not faults and gateway_pid(place) == pid
+    print("\n".join(faults))
+    print("clean" if is_clean else "NOT CLEAN")
+    return 0 if is_clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
