@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import structlog
@@ -19,9 +19,12 @@ from chatd.actions.service import Actions
 from chatd.alerts.policies import Policies
 from chatd.alerts.presence import Presence
 from chatd.alerts.service import Alerts
+from chatd.audit.service import Audit
+from chatd.audit_place import audit_of
 from chatd.clock import Clock, SystemClock
 from chatd.faults import FaultPoints
 from chatd.gateway.alerting import Departments
+from chatd.gateway.auditing import of_identity
 from chatd.gateway.gate import Gate
 from chatd.gateway.node import Node
 from chatd.identity.register import REGISTERS, Register
@@ -33,7 +36,7 @@ from chatd.ledger.day_keys import DayKeys
 from chatd.places import Places
 from chatd.records import RecordKeeper, configured
 from chatd.replies.following import Follower
-from chatd.replies.runs import Runs
+from chatd.replies.runs import Run, Runs
 from chatd.replies.sessions import Sessions
 from chatd.replies.stale import Rests
 from chatd.replies.writing import Writer
@@ -41,6 +44,7 @@ from chatd.settings import Settings
 from context.seal import Sealer
 from context.store import ContextStore, connect
 from protocols.errors import ChatdError
+from protocols.frames import AiResponse
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +89,7 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
             asyncio.create_task(keeper.run(), name="records"),
             asyncio.create_task(node.alerts.run(), name="alerts"),
             asyncio.create_task(node.alerts.presence.run(), name="presence"),
+            asyncio.create_task(node.audit.run(), name="audit"),
         ]
         for task in loops:
             task.add_done_callback(_report_end)
@@ -95,6 +100,7 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
             await node.alerts.flush()
             await node.runs.drain(0)
             node.runs.close()
+            await node.audit.flush()
             await ledger.close()
             await redis.aclose()
             await doorbell.aclose()
@@ -112,6 +118,7 @@ def _node(
     ledger: Ledger,
 ) -> Node:
     node_id = f"n-{secrets.token_hex(6)}"
+    audit = audit_of(places, sealer, ledger, clock=clock, node_id=node_id)
     faults = FaultPoints(settings.fault_kill_at)
     store = ContextStore(redis, sealer, session_ttl_s=settings.session_timeout_s, timeout_s=settings.redis_timeout_s)
     sessions = Sessions(
@@ -149,6 +156,8 @@ def _node(
         sealer=sealer,
         pseudonym_key=sealer.derive("patient-pseudonym"),
     )
+    actions.on_step = audit.of_action
+    runs.on_answered = _answered(audit)
     policies = settings.alert_policies_file
     alerts = Alerts(
         ledger,
@@ -162,6 +171,9 @@ def _node(
         raises_per_minute=settings.alert_raises_per_minute,
     )
     alerts.is_department = Departments(store).has
+    alerts.on_record = audit.of_alert
+    gate = _gate(settings, places, clock, sealer, redis)
+    gate.on_audit = of_identity(audit)
     return Node(
         settings=settings,
         clock=clock,
@@ -172,7 +184,8 @@ def _node(
         runs=runs,
         actions=actions,
         ledger=ledger,
-        gate=_gate(settings, places, clock, sealer, redis),
+        gate=gate,
+        audit=audit,
         node_id=node_id,
         faults=faults,
         watch=watch,
@@ -180,6 +193,24 @@ def _node(
         follower=follower,
         alerts=alerts,
     )
+
+
+def _answered(audit: Audit) -> Callable[[Run, AiResponse], None]:
+    def note(run: Run, answer: AiResponse) -> None:
+        request = run.request
+        audit.note(
+            audit.row(
+                "answer",
+                user=request.user_id,
+                session=request.session_id,
+                department=request.department,
+                patient_id=request.patient_id,
+                response=run.response_id,
+                detail=answer.status,
+            )
+        )
+
+    return note
 
 
 def _gate(settings: Settings, places: Places, clock: Clock, sealer: Sealer, redis: Redis) -> Gate:

@@ -213,6 +213,31 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--patient", required=True)
     show.add_argument("--question", default="Summarise.", help="the question at the prompt's end (default: Summarise.)")
 
+    audit = commands.add_parser("audit", help="who did what on whom: verify, export, report")
+    audit_commands = audit.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    verify = _command(audit_commands, "verify", _audit_verify, "walk all rows and name the first that does not hold")
+    verify.epilog = (
+        "Exit status: 0 all rows hold; 1 one does not; 2 they could not be read; 3 they hold as far as can be told "
+        "without the seed."
+    )
+    _audit_ledger(verify)
+    verify.add_argument("--seed", metavar="FILE", type=Path, help="the chain's first key (default: keys/ of DIR)")
+    verify.add_argument(
+        "--checkpoints",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="checkpoints that were sent away; may be given again (default: this machine's own)",
+    )
+    export = _command(audit_commands, "export", _audit_export, "print every row, one a line")
+    _audit_ledger(export)
+    export.add_argument("--fhir", action="store_true", required=True, help="as FHIR R4 AuditEvents (IHE BALP)")
+    report = _command(audit_commands, "report", _audit_report, "print what was done with a patient or by a person")
+    _audit_ledger(report)
+    report.add_argument("--patient", metavar="P", help="patient id")
+    report.add_argument("--user", metavar="U", help="user id")
+
     schema = _command(commands, "schema", _schema, "print the AsyncAPI document of chatd.v1")
     schema.add_argument("--json-schema", action="store_true", help="the frames as JSON Schema instead")
     return parser
@@ -236,6 +261,11 @@ def _data_dir(parser: argparse.ArgumentParser) -> None:
 def _listen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", metavar="H", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", metavar="P", type=int, help="port to listen on, 0 for any (default: 8080)")
+
+
+def _audit_ledger(parser: argparse.ArgumentParser) -> None:
+    _data_dir(parser)
+    parser.add_argument("--ledger", metavar="URL", help="postgresql:// or sqlite:/// (default: that of DIR)")
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
@@ -376,6 +406,17 @@ def _token(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def _noted(status: int, settings: Settings, event: str, **fields: str) -> int:
+    """Leave the row of a command that went well; what it did stays done where no row can be written."""
+    from chatd.auditing import noted
+    from chatd.places import Places
+
+    if status == 0:
+        with _log_to_stderr():
+            asyncio.run(noted(Places(settings), event, **fields))
+    return status
+
+
 def _revoke(arguments: argparse.Namespace, settings: Settings) -> int:
     from chatd import revoking
     from chatd.places import Places
@@ -384,22 +425,26 @@ def _revoke(arguments: argparse.Namespace, settings: Settings) -> int:
         return revoking.list_revoked(Places(settings))
     kind, name = next((k, n) for k in revoking.KINDS if (n := getattr(arguments, k)) is not None)
     if arguments.lift:
-        return revoking.lift(Places(settings), kind, name)
-    return revoking.revoke(Places(settings), kind, name, for_good=arguments.for_good)
+        status, how = revoking.lift(Places(settings), kind, name), "lifted"
+    else:
+        status = revoking.revoke(Places(settings), kind, name, for_good=arguments.for_good)
+        how = "for_good" if arguments.for_good else "until_now"
+    return _noted(status, settings, "revoked", detail=f"{how}:{kind}:{name}")
 
 
 def _device_list(_: argparse.Namespace, settings: Settings) -> int:
     from chatd import revoking
     from chatd.places import Places
 
-    return revoking.list_devices(Places(settings))
+    return _noted(revoking.list_devices(Places(settings)), settings, "device.list")
 
 
 def _device_approve(arguments: argparse.Namespace, settings: Settings) -> int:
     from chatd import revoking
     from chatd.places import Places
 
-    return revoking.approve(Places(settings), arguments.user, arguments.device)
+    status = revoking.approve(Places(settings), arguments.user, arguments.device)
+    return _noted(status, settings, "device.approved", device=arguments.device, detail=arguments.user)
 
 
 def _alert(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -456,11 +501,16 @@ def _log_to_stderr() -> Iterator[None]:
 
 
 def _fhir_import(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd.auditing import noted
     from chatd.importing import import_files
     from chatd.places import Places
 
+    async def work() -> int:
+        await noted(Places(settings), "record.import", department=arguments.department)
+        return await import_files(Places(settings), arguments.files, department=arguments.department)
+
     with _log_to_stderr():
-        return asyncio.run(import_files(Places(settings), arguments.files, department=arguments.department))
+        return asyncio.run(work())
 
 
 def _hl7_serve(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -484,20 +534,51 @@ def _hl7_serve(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _context_show(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd.auditing import noted
     from chatd.places import Places
     from chatd.showing import show
 
-    with _log_to_stderr():
-        return asyncio.run(
-            show(
-                Places(settings),
-                department=arguments.department,
-                user=arguments.user,
-                patient=arguments.patient,
-                question=arguments.question,
-                budget_tokens=settings.prompt_budget_tokens,
-            )
+    async def work() -> int:
+        places = Places(settings)
+        await noted(places, "patient.show", department=arguments.department, patient_id=arguments.patient)
+        return await show(
+            places,
+            department=arguments.department,
+            user=arguments.user,
+            patient=arguments.patient,
+            question=arguments.question,
+            budget_tokens=settings.prompt_budget_tokens,
         )
+
+    with _log_to_stderr():
+        return asyncio.run(work())
+
+
+def _audit_verify(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd import auditing
+    from chatd.places import Places
+
+    with _log_to_stderr():
+        return auditing.verify(Places(settings), seed=arguments.seed, checkpoints=arguments.checkpoints)
+
+
+def _audit_export(_: argparse.Namespace, settings: Settings) -> int:
+    from chatd import auditing
+    from chatd.places import Places
+
+    with _log_to_stderr():
+        return auditing.export(Places(settings))
+
+
+def _audit_report(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd import auditing
+    from chatd.places import Places
+
+    if arguments.patient is None and arguments.user is None:
+        print("chatd: give --patient P, --user U, or both", file=sys.stderr)
+        return 2
+    with _log_to_stderr():
+        return auditing.report(Places(settings), patient=arguments.patient, user=arguments.user)
 
 
 def _schema(arguments: argparse.Namespace, _settings: Settings) -> int:

@@ -24,8 +24,11 @@ from chatd.alerts import communication
 from chatd.alerts.model import Raised
 from chatd.alerts.model import Response as AlertAnswer
 from chatd.alerts.permissions import may_answer, raiser
+from chatd.audit.events import ROUTES
+from chatd.audit.service import AuditUnavailable
 from chatd.clock import iso_ms
 from chatd.gateway.alerting import command_of
+from chatd.gateway.auditing import token_refused
 from chatd.gateway.auth import Principal, mint
 from chatd.gateway.connection import Connection, valid_id
 from chatd.gateway.node import Node
@@ -183,18 +186,30 @@ async def _let_in(request: Request, command: str) -> None:
     request.state.principal = principal
 
 
+def _events_of(command: str) -> tuple[str, ...]:
+    found = ROUTES.get(command, ())
+    return found if isinstance(found, tuple) else ()
+
+
 def _guarded(method: str, path: str, handler: Handler, refuse: Callable[[RemoteProtocolError], Response]) -> Route:
     """A route that is public in the table of roles, or lets in whom the table names; one that is not there, nobody."""
     command = f"{method} {path}"
     if command in TABLE.public:
         return Route(path, handler, methods=[method])
 
+    tells_refusals = "alert.refused" in _events_of(command)
+
     async def guarded(request: Request) -> Response:
+        audit = _node(request).audit
         try:
             await _let_in(request, command)
         except RemoteProtocolError as error:
+            token_refused(audit, error)
             return refuse(error)
-        return await handler(request)
+        answer = await handler(request)
+        if tells_refusals and answer.status_code >= 400:
+            audit.refused("alert.refused", f"http.{answer.status_code}", user=_principal(request).user_id)
+        return answer
 
     return Route(path, guarded, methods=[method])
 
@@ -295,6 +310,7 @@ async def _demo_token(request: Request) -> Response:
     if person is None or wanted.department not in person.departments:
         return _refusal(ErrorCode.FORBIDDEN, 403)
     ttl_s = min(DEMO_TOKEN_TTL_S, node.settings.jwt_max_ttl_s)
+    node.audit.note(node.audit.row("sign_in", user=person.user_id, department=wanted.department))
     token = mint(
         request.app.state.jwt_secret,
         user_id=person.user_id,
@@ -318,7 +334,16 @@ async def _patients(request: Request) -> Response:
     node = _node(request)
     try:
         cards = await node.store.cards_of(department)
-    except StoreError:
+        principal = _principal(request)
+        listed = node.audit.row(
+            "patient.list",
+            user=principal.user_id,
+            roles=tuple(principal.roles),
+            device=principal.device,
+            department=department,
+        )
+        await node.audit.record(listed)
+    except (StoreError, AuditUnavailable):
         return _refusal(ErrorCode.INTERNAL, 503)
     today = node.clock.now().date()
     return _json(
@@ -345,6 +370,8 @@ async def _people(request: Request) -> Response:
     if not may_answer(principal.roles):
         return _refusal(ErrorCode.FORBIDDEN, 403)
     present = await _node(request).alerts.colleagues(department)
+    audit = _node(request).audit
+    audit.note(audit.row("people.list", user=principal.user_id, department=department))
     people = [
         {
             "user_id": record.user_id,
@@ -469,6 +496,17 @@ async def _get_alert(request: Request) -> Response:
             raise RemoteProtocolError(ErrorCode.FORBIDDEN)
     except RemoteProtocolError as error:
         return _refused(error)
+    # Who has an alert is told also where no row can be written: alerts go on.
+    node.audit.note(
+        node.audit.row(
+            "alert.read",
+            user=principal.user_id,
+            roles=tuple(principal.roles),
+            department=notification.department,
+            patient_id=notification.patient_id,
+            alert=notification.alert_id,
+        )
+    )
     told: dict[str, Any] = msgspec.to_builtins(notification)
     for name in ("type", "event", "alert_seq", "by", "options", "reached"):
         told.pop(name, None)

@@ -28,6 +28,7 @@ from chatd.alerts.model import Recorded
 from chatd.alerts.policies import Policies
 from chatd.alerts.presence import Presence
 from chatd.alerts.service import Alerts
+from chatd.audit_place import audit_of
 from chatd.clock import SystemClock
 from chatd.gateway.alerting import Departments
 from chatd.gateway.node import ALERT_DOORBELL
@@ -339,6 +340,8 @@ async def _serve(settings: Settings, places: Places, where: Where, policies: Pol
         raises_per_minute=settings.alert_raises_per_minute,
     )
     alerts.is_department = Departments(store).has
+    audit = audit_of(places, sealer, ledger, clock=clock, node_id=node_id)
+    alerts.on_record = audit.of_alert
     bell = _Bell(redis, node_id)
     ttl_ms = round(settings.session_timeout_s * 1000)
     sessions = Sessions(
@@ -368,7 +371,11 @@ async def _serve(settings: Settings, places: Places, where: Where, policies: Pol
         loop.add_signal_handler(number, stopped.set)
     # The models of FHIR take a second to load: now, not while the first critical result waits.
     await asyncio.to_thread(fhir.warm_up)
-    loops = [asyncio.create_task(intake.run(), name="hl7"), asyncio.create_task(bell.run(), name="bell")]
+    loops = [
+        asyncio.create_task(intake.run(), name="hl7"),
+        asyncio.create_task(bell.run(), name="bell"),
+        asyncio.create_task(audit.run(), name="audit"),
+    ]
     metrics_server = None
     try:
         if where.metrics_port is not None:
@@ -383,6 +390,7 @@ async def _serve(settings: Settings, places: Places, where: Where, policies: Pol
         if metrics_server is not None:
             await asyncio.to_thread(metrics_server.shutdown)
             metrics_server.server_close()
+        await audit.flush()
         await ledger.close()
         await redis.aclose()
 

@@ -56,6 +56,9 @@ _SERVER = "!"
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
+#: Called within the transaction of a step, last: the action before it, the step, and the person's roles.
+OnStep = Callable[[Transaction, ActionRow, ActionEvent, tuple[str, ...]], None]
+
 
 class Actions:
     """Commands on quick actions. Holds keys and the ledger, no state: any gateway answers for any other."""
@@ -66,6 +69,8 @@ class Actions:
         self._token_key = token_key
         self._sealer = sealer
         self._pseudonym_key = pseudonym_key
+        #: The audit's row of a step, in the step's own transaction; where it raises, the step is not taken.
+        self.on_step: OnStep = _no_row
 
     async def command(
         self,
@@ -159,6 +164,7 @@ class Actions:
                     at=at,
                 )
                 tx.append(event)
+                self.on_step(tx, row, event, ())
                 proposal = self._open(row)
                 if proposal is not None:
                     done.append((row.session_id, self._update(proposal, event)))
@@ -200,6 +206,7 @@ class Actions:
                 client_msg_id=f"{_SERVER}{step}",
             )
             tx.append(event)
+            self.on_step(tx, row, event, ())
             return self._update(proposal, event)
 
         return await self._ledger.transact(work)
@@ -288,6 +295,7 @@ class Actions:
         if also is not None and status in (Status.CONFIRMED, Status.HANDED_OVER):
             also(tx)
         tx.append(event, draft_sealed=draft)
+        self.on_step(tx, row, event, actor.roles)
         return self._update(proposal, event)
 
     def _proof(self, command: ActionCommand, proposal: Proposal, events: Sequence[ActionEvent], now: datetime) -> Proof:
@@ -358,6 +366,10 @@ class Actions:
         said = (command.step, command.confirm_token, command.second_identifier, command.reason)
         body = _encode(said if command.colleague is None else (*said, command.colleague))
         return hmac.new(self._token_key, b"chatd action body 1\n" + body, hashlib.sha256).hexdigest()
+
+
+def _no_row(_tx: Transaction, _row: ActionRow, _event: ActionEvent, _roles: tuple[str, ...]) -> None:
+    """Where nothing is audited."""
 
 
 _WITH_DRAFT = frozenset({Status.CONFIRMED, Status.SENT, Status.ACCEPTED, Status.DONE, Status.FAILED})

@@ -83,6 +83,8 @@ KEY_USED: Final = "client_msg_id: used for another command"
 UNKNOWN_ALERT: Final = "alert_id: unknown"
 
 OnRecorded = Callable[[str, tuple[Recorded, ...]], None]
+#: Called within the transaction, last.
+OnRecord = Callable[[Transaction, Alert, Sequence[Happened]], None]
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -189,6 +191,8 @@ class Alerts:
         self.node_id = node_id
         self.steady = SteadyClock(clock)
         self.on_recorded: OnRecorded = _nobody
+        #: The audit's rows of a change, in the change's own transaction.
+        self.on_record: OnRecord = _no_rows
         #: Whether there is such a department; None: that cannot be asked now, and the alert goes out.
         self.is_department: Callable[[str], Awaitable[bool | None]] = _unknown
         self._ledger = ledger
@@ -421,6 +425,7 @@ class Alerts:
 
         events = [(happened, maker(happened)) for happened in change.events]
         recorded = alert_rows.append(tx, self.keys, alert.department, alert.alert_id, events)
+        self.on_record(tx, alert, change.events)
         return _Outcome(alert=alert, events=change.events, recorded=recorded, timers=change.timers, is_new=is_new)
 
     def _tell(self, outcome: _Outcome) -> None:
@@ -781,6 +786,10 @@ def _at_home(response: Response, alert: Alert) -> Response:
 
 def _nobody(_department: str, _recorded: tuple[Recorded, ...]) -> None:
     """Before a gateway is there to tell."""
+
+
+def _no_rows(_tx: Transaction, _alert: Alert, _events: Sequence[Happened]) -> None:
+    """Where nothing is audited."""
 
 
 async def _unknown(_department: str) -> bool | None:

@@ -18,12 +18,13 @@ import msgspec
 import structlog
 
 from chatd import metrics, tasks
+from chatd.alerts.model import Alert, Happened
 from chatd.audit.chain import Checkpoint, Row, checked, new_id
 from chatd.audit.events import EVENTS
 from chatd.audit.sinks import Carrier, Sink
 from chatd.audit.spool import Spool
 from chatd.clock import Clock, epoch_ms
-from chatd.ledger import Ledger, LedgerUnavailable, Transaction, Why
+from chatd.ledger import ActionEvent, ActionRow, Ledger, LedgerUnavailable, Transaction, Why
 from chatd.ledger.audit_rows import ChainBroken, ChainKeeper, Due
 from chatd.ledger.pseudonym import pseudonym
 from chatd.logs import error_name
@@ -176,6 +177,36 @@ class Audit:
             raise LedgerUnavailable(Why.FAILED)
         else:
             self._left_out.extend(rows)
+
+    def of_alert(self, tx: Transaction, alert: Alert, events: Sequence[Happened]) -> None:
+        """The rows of what happened to an alert, in its transaction; it goes on where the chain takes none."""
+        rows = [
+            self.row(
+                f"alert.{happened.event}",
+                user=happened.by,
+                department=alert.department,
+                patient_id=alert.patient_id,
+                alert=alert.alert_id,
+                detail=alert.priority,
+            )
+            for happened in events
+        ]
+        if rows:
+            self.within(tx, rows, is_needed=False)
+
+    def of_action(self, tx: Transaction, action: ActionRow, event: ActionEvent, roles: tuple[str, ...] = ()) -> None:
+        """The row of a step of a quick action, in its transaction. Raises LedgerUnavailable: it is not taken."""
+        row = self.row(
+            "action",
+            user=event.by_user,
+            roles=roles,
+            department=action.department,
+            patient=action.patient_pseudonym,
+            action=action.action_id,
+            response=action.response_id,
+            detail=event.status,
+        )
+        self.within(tx, [row], is_needed=True)
 
     # --- background ---
 

@@ -16,6 +16,7 @@ from chatd.alerts.presence import PresenceUnavailable
 from chatd.alerts.service import Raising
 from chatd.clock import epoch_ms
 from chatd.gateway.alerting import alert_of_action, alert_of_handover, answer_alert, raise_alert, set_presence
+from chatd.gateway.auditing import AuditUnavailable, ahead, note, refused, taken
 from chatd.gateway.emergency import open_by_emergency
 from chatd.gateway.welcome import may_see, patient_info, permitted_patient
 from chatd.identity.register import RegisterUnavailable
@@ -80,19 +81,27 @@ async def handle(connection: Connection, frame: ClientFrame) -> None:
     try:
         connection.node.gate.require(principal, str(frame.__struct_config__.tag), connection.department)
         await command(connection, frame)
+        taken(connection, frame)
     except RemoteProtocolError as error:
         error.client_msg_id = error.client_msg_id or client_msg_id
+        refused(connection, frame, error)
         raise
     except ContextNotLoaded:
         raise _later(LOADING, client_msg_id) from None
     except (SessionsUnavailable, StoreUnavailable, PresenceUnavailable, RegisterUnavailable):
         raise _later(STATE_AWAY, client_msg_id) from None
-    except LedgerUnavailable:
+    except (LedgerUnavailable, AuditUnavailable):
         raise _later(LEDGER_AWAY, client_msg_id) from None
     except DepartmentUnknown:
-        raise RemoteProtocolError(ErrorCode.FORBIDDEN, client_msg_id=client_msg_id) from None
+        raise _not_found(connection, frame, ErrorCode.FORBIDDEN) from None
     except PatientUnknown:
-        raise RemoteProtocolError(ErrorCode.PATIENT_UNKNOWN, client_msg_id=client_msg_id) from None
+        raise _not_found(connection, frame, ErrorCode.PATIENT_UNKNOWN) from None
+
+
+def _not_found(connection: Connection, frame: ClientFrame, code: ErrorCode) -> RemoteProtocolError:
+    error = RemoteProtocolError(code, client_msg_id=getattr(frame, "client_msg_id", None))
+    refused(connection, frame, error)
+    return error
 
 
 def _later(detail: str, client_msg_id: str | None) -> RemoteProtocolError:
@@ -137,7 +146,9 @@ async def _user_message(connection: Connection, frame: UserMessage) -> None:
     )
     key = _key(connection)
     response_id = response_id_of(key, connection.epoch, frame.client_msg_id)
-    taken = await node.sessions.accept(
+    # The record is read for this question: no row, no question.
+    await ahead(connection, "question", patient_id=patient_id, response=response_id, detail=frame.input)
+    accepted = await node.sessions.accept(
         key,
         connection.epoch,
         user_id=connection.user_id,
@@ -150,23 +161,23 @@ async def _user_message(connection: Connection, frame: UserMessage) -> None:
         lease_ms=round(node.settings.run_lease_s * 1000),
         messages_per_minute=node.settings.messages_per_minute,
     )
-    if taken.outcome == "conflict":
+    if accepted.outcome == "conflict":
         raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "client_msg_id: known with another body")
-    if taken.outcome == "limited":
-        raise RemoteProtocolError(ErrorCode.RATE_LIMITED, retry_after_ms=taken.reset_ms)
+    if accepted.outcome == "limited":
+        raise RemoteProtocolError(ErrorCode.RATE_LIMITED, retry_after_ms=accepted.reset_ms)
     node.faults.reached("accept")
-    duplicate = taken.outcome == "duplicate"
+    duplicate = accepted.outcome == "duplicate"
     connection.send(
         Accepted(
             client_msg_id=frame.client_msg_id,
-            response_id=taken.response_id,
+            response_id=accepted.response_id,
             duplicate=duplicate,
-            rate=Rate(remaining=taken.remaining, reset_s=-(-taken.reset_ms // 1000)),
+            rate=Rate(remaining=accepted.remaining, reset_s=-(-accepted.reset_ms // 1000)),
         )
     )
     if duplicate:
-        await _repeat(connection, f"facts:{taken.response_id}")
-        await _repeat(connection, f"final:{taken.response_id}")
+        await _repeat(connection, f"facts:{accepted.response_id}")
+        await _repeat(connection, f"final:{accepted.response_id}")
         return
     metrics.ACCEPT_SECONDS.observe((node.clock.monotonic_ms() - received_ms) / 1000)
     node.runs.start(Run(key=key, epoch=connection.epoch, response_id=response_id, request=request), layers)
@@ -229,6 +240,10 @@ async def _context_set(connection: Connection, frame: ContextSet) -> None:
         patient_id=frame.patient_id,
         session_key=key,
     )
+    if frame.patient_id is None:
+        note(connection, "patient.close", patient_id=connection.active_patient_id)
+    else:
+        await ahead(connection, "patient.open", patient_id=frame.patient_id)
     switched = connection.active_patient_id not in (None, frame.patient_id)
     context = Context(
         patient=None if patient is None else patient_info(patient, node.clock.now().date()),

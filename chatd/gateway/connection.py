@@ -15,6 +15,7 @@ from chatd import metrics, tasks
 from chatd.alerts.presence import Here
 from chatd.clock import epoch_ms, iso_ms
 from chatd.gateway import commands
+from chatd.gateway.auditing import note, token_refused
 from chatd.gateway.auth import Principal, TokenError, check_path
 from chatd.gateway.gate import REVOKED
 from chatd.gateway.limits import Pace
@@ -229,6 +230,7 @@ class Connection:
         self.due_ms = self._now_ms()
         try:
             resume_from = await self._unless_closing(self._open(hello))
+            note(self, "session.open", detail=self.channel)
             # Alerts overtake whatever waits, but not the welcome.
             self._alerts_after = self._outbox.replies_offered
             self._admit_alerts()
@@ -318,6 +320,7 @@ class Connection:
         try:
             return await self._admitted(token)
         except RemoteProtocolError as error:
+            token_refused(self.node.audit, error, user=self.user_id, department=self.department)
             if error.detail is not None and error.detail.startswith("device"):
                 self.send_error(error)
             raise Closing(_close_code(error), after_ms=_COME_BACK_MS) from None

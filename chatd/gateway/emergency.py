@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from chatd.alerts.model import Raise
 from chatd.alerts.permissions import raiser
+from chatd.gateway.auditing import ahead
 from chatd.identity.break_glass import MIN_REASON_CHARS
 from protocols.errors import ErrorCode, RemoteProtocolError
 from protocols.frames import AlertTarget
@@ -30,7 +31,7 @@ async def open_by_emergency(connection: Connection, patient_id: str, reason: str
     Raises:
         RemoteProtocolError: forbidden by the table of roles; bad_request without a reason that says something;
             rate_limited, as alerts are.
-        PatientUnknown, StoreError, LedgerUnavailable, RegisterUnavailable: then nothing is open.
+        PatientUnknown, StoreError, LedgerUnavailable, RegisterUnavailable, AuditUnavailable: then nothing is open.
     """
     node, principal, department = connection.node, connection.principal, connection.department
     assert principal is not None  # noqa: S101 - authorised before it is opened
@@ -57,4 +58,5 @@ async def open_by_emergency(connection: Connection, patient_id: str, reason: str
             ),
             node.alerts.now(),
         )
+    await ahead(connection, "break_glass", patient_id=patient_id)
     await node.gate.break_glass(principal, department, patient_id)

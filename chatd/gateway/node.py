@@ -19,6 +19,7 @@ from chatd import metrics, tasks
 from chatd.actions.service import Actions
 from chatd.alerts.model import Recorded
 from chatd.alerts.presence import Here
+from chatd.audit.service import Audit
 from chatd.clock import Clock, epoch_ms
 from chatd.faults import FaultPoints
 from chatd.gateway.gate import Gate
@@ -92,6 +93,7 @@ class Node:
         actions: Actions,
         ledger: Ledger,
         gate: Gate,
+        audit: Audit,
         node_id: str,
         faults: FaultPoints,
         watch: ModelWatch,
@@ -110,6 +112,7 @@ class Node:
         self.ledger = ledger
         self.ledger_check = LedgerCheck(ledger, clock)
         self.gate = gate
+        self.audit = audit
         gate.on_change = self.look_at_standings
         self.node_id = node_id
         self.draining = False

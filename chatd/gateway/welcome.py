@@ -10,6 +10,7 @@ import msgspec
 from chatd.actions.rules import Proposal
 from chatd.alerts.presence import ANSWER_WITHIN_S, PresenceUnavailable
 from chatd.clock import epoch_ms, iso_ms
+from chatd.gateway.auditing import AuditUnavailable, ahead
 from chatd.ledger import LedgerUnavailable
 from chatd.replies.sessions import Opened, Request, session_key
 from context.layers import DepartmentLayer, PatientLayer
@@ -222,10 +223,14 @@ async def _snapshot(connection: Connection, opened: Opened) -> Snapshot:
     if opened.patient_id is not None:
         try:
             layer = await permitted_patient(connection, opened.patient_id)
+            await ahead(connection, "patient.open", patient_id=opened.patient_id, detail="resumed")
             patient = patient_info(layer, now.date())
         except RemoteProtocolError:
             # The record was withdrawn or moved: the session starts without an open patient.
             connection.active_patient_id = None
+        except AuditUnavailable:
+            # Nothing of a patient is shown without a row; the fence stands, and alerts come.
+            patient = None
     return Snapshot(
         open_responses=tuple(
             OpenResponse(response_id=response_id, client_msg_id=run.client_msg_id, patient_id=run.patient_id)

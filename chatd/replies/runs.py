@@ -104,6 +104,8 @@ class Runs:
         self._review_thread = ThreadPoolExecutor(1, thread_name_prefix="review")
         self._tasks: dict[str, tuple[Run, asyncio.Task[None]]] = {}
         self.on_appended: Appended | None = None
+        #: Called once for each answer that this node has put into the log.
+        self.on_answered: Callable[[Run, AiResponse], None] = lambda _run, _answer: None
         self.on_refused: Callable[[str, RemoteProtocolError], None] = lambda _key, _error: None
 
     @property
@@ -396,6 +398,7 @@ class Runs:
                 processing_time_ms=answer.processing_time_ms,
                 frame_bytes=len(encoded),
             )
+            self.on_answered(run, answer)
             self._faults.reached("answer")
             if self.on_appended is not None:
                 self.on_appended(run.key, run.epoch, seq, encoded)
