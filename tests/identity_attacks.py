@@ -149,7 +149,7 @@ class Forge:
 
 def public_jwk(key: Any, kid: str) -> dict[str, Any]:
     """A private key's public half as an entry of a key set."""
-    kind = {
+    kind: dict[str, Any] = {
         "EllipticCurve": jwt.algorithms.ECAlgorithm,
         "Ed25519": jwt.algorithms.OKPAlgorithm,
         "RSA": jwt.algorithms.RSAAlgorithm,

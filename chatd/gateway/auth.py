@@ -129,6 +129,10 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str = ""
 
 
+#: A provider's own name of somebody; no form but a length.
+_Subject = Annotated[str, Meta(min_length=1, max_length=255)]
+
+
 class _Claims(msgspec.Struct, frozen=True, kw_only=True):
     """The claims that a token must have, with their forms; others are ignored."""
 
@@ -247,7 +251,7 @@ class TokenVerifier:
             return msgspec.json.decode(payload, type=_Claims)
         raw = msgspec.json.decode(payload, type=dict[str, Any])
         # Required also where the user's name stands elsewhere.
-        msgspec.convert(raw.get("sub"), str)
+        msgspec.convert(raw.get("sub"), _Subject)
         return msgspec.convert(claim_rules.mapped(self._rules, raw), _Claims)
 
     def _header_of(self, token: str) -> dict[str, Any]:

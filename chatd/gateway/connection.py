@@ -299,9 +299,11 @@ class Connection:
     async def _authorise(self, hello: Hello) -> None:
         self.lang = hello.lang
         self.device_id = hello.device_id
-        header = self._websocket.headers.get("authorization", "")
+        headers = self._websocket.headers.getlist("authorization")
+        header = headers[0] if headers else ""
         scheme, _, token = header.partition(" ")
-        if header and scheme.lower() != "bearer":
+        # Of two, a proxy may have checked the other one.
+        if len(headers) > 1 or (header and scheme.lower() != "bearer"):
             raise Closing(CloseCode.UNAUTHORIZED)
         principal = await self._verify(token.strip() or hello.token or "")
         if hello.channel != "app":
