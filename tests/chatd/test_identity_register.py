@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -122,7 +123,7 @@ async def test_nothing_in_redis_can_be_read(gateway: Callable[..., Register], re
     for key in await redis.keys("*"):
         assert b"canary" not in key
         kind = await redis.type(key)
-        held = await redis.hgetall(key) if kind == b"hash" else {b"": await redis.get(key)}  # type: ignore[misc]
+        held = await redis.hgetall(key) if kind == b"hash" else {b"": await redis.get(key)}
         assert b"canary" not in b"".join([*held.keys(), *held.values()])
 
 
@@ -131,13 +132,14 @@ async def test_forged_entries_do_not_count(gateway: Callable[..., Register], red
     one = gateway()
     await one.put("device d-1", "revoked")
     name = "chatd:register:revoked"
-    ((field, raw),) = (await redis.hgetall(name)).items()  # type: ignore[misc]
+    held: dict[Any, Any] = await redis.hgetall(name)
+    ((field, raw),) = held.items()
     stranger = gateway(sealer=Sealer(KeyRing.generate()))
     await stranger.put("device d-1", "lifted")
     at_ms, _, sealed = raw.partition(b":")
-    await redis.hset(name, field, b"%d:%b" % (int(at_ms) + 9, sealed))  # type: ignore[misc]
-    await redis.hset(name, b"0" * 32, raw)  # type: ignore[misc]
-    await redis.hset(name, b"1" * 32, b"garbage")  # type: ignore[misc]
+    await redis.hset(name, field, b"%d:%b" % (int(at_ms) + 9, sealed))
+    await redis.hset(name, b"0" * 32, raw)
+    await redis.hset(name, b"1" * 32, b"garbage")
     await redis.set(f"{name}:mark", b"another")
     assert await one.sync() is False
     assert [entry.value for entry in one.entries()] == ["revoked"]
@@ -176,7 +178,7 @@ async def test_entry_ends_and_is_buried(gateway: Callable[..., Register], redis:
     await one.sync()
     await redis.delete("chatd:register:revoked:mark")
     await two.sync()
-    assert await redis.hlen("chatd:register:revoked") == 0  # type: ignore[misc]
+    assert await redis.hlen("chatd:register:revoked") == 0
 
 
 async def test_puts_at_once_lose_nothing(gateway: Callable[..., Register]) -> None:
