@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 from chatd.gateway.auth import mint
+from tests.http_call import call
 from tests.server import Hospital
 
 #: The abuse is not of the limit of questions, which has cases of its own.
@@ -38,6 +40,18 @@ def rss_bytes(pid: int) -> int:
     match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert match is not None
     return int(match[1]) * 1024
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time that the process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def closes(place: Hospital) -> dict[str, float]:
+    """How many connections the gateway has closed with each code."""
+    words = call(place.url, "/metrics").body.decode()
+    return {code: float(count) for code, count in re.findall(r'chatd_closes_total\{code="(\d+)"\} (\S+)', words)}
 
 
 def open_files(pid: int) -> int:
