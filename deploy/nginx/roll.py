@@ -22,7 +22,7 @@ from typing import Final
 import render
 
 #: nginx's old workers stop accepting within this after a reload.
-SETTLE_S: Final = 1.0
+SETTLE_S: Final = 2.0
 _POLL_S: Final = 0.2
 #: One look at a gateway that starts.
 _ASK_S: Final = 3.0
