@@ -301,7 +301,10 @@ class Audit:
         def work(tx: Transaction) -> Checkpoint | None:
             return self._keeper.append(tx, rows, may_be_known=may_be_known, due=due)
 
-        made = await self._ledger.transact(work)
+        # Not given up by a cancellation: it ends by itself, within the ledger's bound, and before the ledger is closed.
+        commit = asyncio.ensure_future(self._ledger.transact(work))
+        commit.add_done_callback(_seen)
+        made = await asyncio.shield(commit)
         metrics.AUDIT_ROWS.labels("chain").inc(len(rows))
         if made is not None:
             log.info("audit_checkpoint", rows=made.size)
@@ -386,6 +389,11 @@ class Audit:
     async def _off_loop(self, work: Callable[..., T], *given: Any) -> T:
         async with asyncio.timeout(SPOOL_WITHIN_S):
             return await asyncio.wrap_future(self._thread.submit(work, *given))
+
+
+def _seen(commit: asyncio.Future[Any]) -> None:
+    if not commit.cancelled():
+        commit.exception()  # so that asyncio does not complain about it where nobody waits any more
 
 
 #: What a field gets whose value has no form that a row may have.
