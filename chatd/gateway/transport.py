@@ -262,8 +262,12 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
             if not self._is_broken:
                 raise
             raise ClientDisconnected from None
-        if is_close and self._next_slice is None and not self.transport.is_closing():
-            self._go_on()
+        if is_close and not self.transport.is_closing():
+            # uvicorn reads on, to find the answer to the close; what waits here comes first.
+            if self._is_held:
+                self.transport.pause_reading()
+            if self._next_slice is None:
+                self._go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()

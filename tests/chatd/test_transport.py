@@ -301,3 +301,15 @@ async def test_a_peer_that_breaks_the_protocol_is_read_to_its_end() -> None:
     with pytest.raises(ClientDisconnected):
         await line.protocol.send({"type": "websocket.send", "text": "late"})
     line.protocol.connection_lost(None)
+
+
+async def test_a_close_does_not_let_a_flood_in() -> None:
+    """What has come and waits for its turn holds reading back also once the server has said its close."""
+    line = Line()
+    await line.open()
+    line.protocol.data_received(PING * 10_000)
+    assert line.socket.is_reading is False
+    line.says.put_nowait({"type": "websocket.close", "code": 4002})
+    await line.closed.wait()
+    assert line.socket.is_reading is False
+    line.protocol.connection_lost(None)
