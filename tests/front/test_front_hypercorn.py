@@ -151,7 +151,7 @@ class Http2Socket:
                     break
                 await self._read()
             if frame.opcode is Opcode.TEXT:
-                answer: dict[str, Any] = json.loads(frame.data)
+                answer: dict[str, Any] = json.loads(bytes(frame.data))
                 return answer
 
     async def _read(self) -> None:
