@@ -303,7 +303,7 @@ async def _demo_token(request: Request) -> Response:
     try:
         wanted = msgspec.json.decode(await _body(request, _MAX_BODY_BYTES), type=_SignIn)
     except RemoteProtocolError as error:
-        return _refused(error)
+        return _refusal(error.code, _STATUS[error.code])
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError):
         return _refusal(ErrorCode.BAD_REQUEST, 400)
     person = next((p for p in demo.staff() if p.user_id == wanted.user_id), None)

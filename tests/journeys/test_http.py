@@ -206,7 +206,7 @@ def test_patient_list_is_the_departments_own(
     found = call(place.url, PATIENTS, headers={} if given is None else {"Authorization": given})
     assert found.status == status
     if status != 200:
-        assert found.json().keys() == {"code", "message"}
+        assert found.json().keys() == {"code", "message", "retryable", "detail"}
         assert "Silva" not in found.body.decode()
         return
     patients = found.json()["patients"]
