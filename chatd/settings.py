@@ -26,6 +26,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str = ".chatd"
     host: str = "127.0.0.1"
     port: int = 8080
+    #: A Unix socket for a proxy on the same machine, in place of host and port.
+    uds: str = ""
     #: Empty: join the private Redis of the ``chatd up`` on ``data_dir``.
     redis_url: str = ""
     #: Empty: SQLite in ``data_dir``. PostgreSQL by ``postgresql://``.
@@ -160,9 +162,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: What one connection may send before it is read more slowly: frames of any kind, and commands among them.
     frames_per_second: int = 1_000
     commands_per_second: int = 200
-
-    #: A Unix socket for a proxy on the same machine, in place of host and port.
-    uds: str = ""
 
     #: Tests only: kill the process with SIGKILL when it reaches this step for the n-th time ("accept:1").
     fault_kill_at: str = ""
