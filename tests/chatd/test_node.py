@@ -200,3 +200,16 @@ async def test_department_is_read_once_for_all_who_ask(gateway: Gateway) -> None
     gateway.store.is_empty = True
     with pytest.raises(ContextNotLoaded):
         await ask("cardiology")
+
+
+async def test_department_asked_for_in_the_moment_of_the_first_read_is_known(gateway: Gateway) -> None:
+    """Whoever comes between the end of the first read and those who waited for it finds what it found."""
+
+    async def come_later(turns: int) -> Any:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return await gateway.node.department("cardiology")
+
+    found = await asyncio.gather(*(come_later(turns) for turns in range(12)))
+    assert {each.department_id for each in found} == {"cardiology"}
+    assert gateway.store.reads == 1
