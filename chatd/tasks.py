@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+import structlog
+
+from chatd.logs import error_name
+
+log = structlog.get_logger(__name__)
+
+#: What has failed begins anew after this.
+_ANEW_S = 1.0
 #: A task that has swallowed its cancellation is asked again after this.
 _AGAIN_S = 0.05
+
+
+async def keep(name: str, run: Callable[[], Awaitable[object]]) -> None:
+    """Run what must not end while the process lives; ends by cancellation.
+
+    A fault of it is told, and a second later it begins anew: what rings, heals or wakes others must not stay silent
+    because of one fault.
+    """
+    while True:
+        try:
+            await run()
+        except Exception as error:
+            log.error("background_task_failed", task=name, error=error_name(error))
+        await asyncio.sleep(_ANEW_S)
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from redis.asyncio import Redis
 
 from chatd import tasks
@@ -64,3 +65,24 @@ async def test_end_loops_on_redis_wherever_they_are(redis: Redis) -> None:
                 await asyncio.sleep(0)
             await tasks.end(loops)
             assert all(loop.cancelled() for loop in loops)
+
+
+async def test_keep_begins_anew_after_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails or returns is run again, until it is cancelled."""
+    monkeypatch.setattr(tasks, "_ANEW_S", 0)
+    runs, ran = 0, asyncio.Event()
+
+    async def work() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise ValueError
+        if runs == 3:
+            ran.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(tasks.keep("work", work))
+    async with asyncio.timeout(20):
+        await ran.wait()
+    await tasks.end([task])
+    assert runs == 3
