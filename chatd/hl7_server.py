@@ -368,7 +368,10 @@ async def _serve(settings: Settings, places: Places, where: Where, policies: Pol
         loop.add_signal_handler(number, stopped.set)
     # The models of FHIR take a second to load: now, not while the first critical result waits.
     await asyncio.to_thread(fhir.warm_up)
-    loops = [asyncio.create_task(intake.run(), name="hl7"), asyncio.create_task(bell.run(), name="bell")]
+    loops = [
+        asyncio.create_task(tasks.keep(name, run), name=name)
+        for name, run in (("hl7", intake.run), ("bell", bell.run), ("time", alerts.keep_hearing))
+    ]
     metrics_server = None
     try:
         if where.metrics_port is not None:
