@@ -83,6 +83,7 @@ MAX_COVERS: Final = 1_000
 
 KEY_USED: Final = "client_msg_id: used for another command"
 UNKNOWN_ALERT: Final = "alert_id: unknown"
+DAMAGED_ALERT: Final = "alert_id: cannot be read"
 
 T = TypeVar("T")
 
@@ -282,7 +283,8 @@ class Alerts:
         Receipts are gathered (``receipt``). The same key again changes nothing: False.
 
         Raises:
-            RemoteProtocolError: bad_request for an unknown alert or a known key with another body; alert_closed,
+            RemoteProtocolError: bad_request for an alert that is unknown or cannot be read, or a known key with another
+                body; alert_closed,
                 forbidden and others by the board's rules.
             LedgerUnavailable: nothing is promised; it may be sent again.
         """
@@ -309,7 +311,12 @@ class Alerts:
             alert_rows.remember(tx, response.user_id, response.key, mac, response.alert_id, last)
             return outcome
 
-        outcome = await self._ledger.transact(work)
+        try:
+            outcome = await self._ledger.transact(work)
+        except SealError as error:
+            # Raised further, it would close the phone, which comes back with the same answer for ever.
+            log.error("alert_not_advanced", alert_id=response.alert_id, error=error_name(error))
+            raise RemoteProtocolError(ErrorCode.BAD_REQUEST, DAMAGED_ALERT) from None
         if outcome is not None:
             self._tell(outcome)
         if response.answer in ("accept", "decline"):

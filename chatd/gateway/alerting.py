@@ -108,7 +108,10 @@ async def answer_alert(connection: Connection, frame: AlertResponse) -> None:
     principal, alerts = _principal(connection), connection.node.alerts
     response = Response(
         key=frame.client_msg_id,
-        user_id=principal.user_id,
+        # As for raising: a person whose id looks like a machine's does not end what that machine has raised.
+        user_id=raiser(principal.user_id, principal.roles)
+        if principal.user_id.startswith("service:")
+        else principal.user_id,
         roles=principal.roles,
         department=connection.department,
         alert_id=frame.alert_id,

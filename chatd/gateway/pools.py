@@ -113,8 +113,10 @@ class Event:
         plain = cast(bytes, self._payloads[_PLAIN])
         if variant.push:
             fields = msgspec.json.decode(plain)
-            if fields.get("patient_id") is not None:
-                plain = msgspec.json.encode({**fields, "patient_id": None})
+            # A dedup key may be made of the patient's number.
+            named = [name for name in ("patient_id", "dedup_key") if fields.get(name) is not None]
+            if named:
+                plain = msgspec.json.encode({**fields, **dict.fromkeys(named)})
         return codec.json_to_msgpack(plain) if variant.msgpack else plain
 
 

@@ -130,7 +130,7 @@ async def _open_alerts(connection: Connection, alerts: AlertPlan) -> tuple[Syste
         return ()
     found = None if alerts.is_away else await pools.open_alerts(connection.department)
     if found is not None and connection.channel == "push":
-        return tuple(msgspec.structs.replace(each, patient_id=None) for each in found)
+        return tuple(msgspec.structs.replace(each, patient_id=None, dedup_key=None) for each in found)
     return found
 
 

@@ -539,6 +539,9 @@ async def test_damaged_rows_hide_no_other_alert(make: Make, tmp_path: Path) -> N
     assert again.alert_id != damaged.alert_id
     for n in range(8):
         await node.alerts.raise_(command(f"k-s{n}"), T0)
+    with pytest.raises(RemoteProtocolError) as caught:
+        await node.alerts.respond(response(damaged.alert_id, "accept"), T0)
+    assert caught.value.code is ErrorCode.BAD_REQUEST
 
 
 async def test_retention_destroys_and_moves_the_log(make: Make) -> None:

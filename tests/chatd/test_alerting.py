@@ -12,14 +12,16 @@ import pytest
 from redis.asyncio import Redis
 
 from chatd.alerts import presence
+from chatd.alerts.model import Raise
 from chatd.alerts.policies import Policies
 from chatd.alerts.service import Alerts
 from chatd.clock import SystemClock
-from chatd.gateway.alerting import set_presence
+from chatd.gateway.alerting import answer_alert, set_presence
 from chatd.ledger import Ledger, alert_rows
 from chatd.ledger.day_keys import DayKeys
 from context.seal import KeyRing, Sealer
-from protocols.frames import Presence, PresenceSet
+from protocols.errors import ErrorCode, RemoteProtocolError
+from protocols.frames import AlertResponse, AlertTarget, Presence, PresenceSet
 
 if TYPE_CHECKING:
     from chatd.gateway.connection import Connection
@@ -39,6 +41,29 @@ async def alerts(ledger: Ledger, redis: Redis) -> Alerts:
     sealer = Sealer(KeyRing.generate())
     people = presence.Presence(redis)
     return Alerts(ledger, DayKeys(sealer), Policies(), people, clock=SystemClock(), mac_key=b"m" * 32, node_id="n-1")
+
+
+async def test_a_person_named_like_a_machine_ends_nothing_of_it(alerts: Alerts) -> None:
+    """Whoever the identity provider calls "service:lab" and makes a nurse is not the laboratory."""
+    command = Raise(
+        key="k-1",
+        raised_by="service:lab",
+        department="surgery",
+        to=AlertTarget(department="surgery"),
+        priority="critical",
+        content="Potassium 7.1 mmol/L",
+        requires_action=True,
+    )
+    raised = await alerts.raise_(command, alerts.now())
+    phone = SimpleNamespace(
+        node=SimpleNamespace(alerts=alerts),
+        department="cardiology",
+        principal=SimpleNamespace(user_id="service:lab", roles=("nurse",)),
+    )
+    frame = AlertResponse(client_msg_id="r-1", alert_id=raised.alert_id, answer="stand_down")
+    with pytest.raises(RemoteProtocolError) as caught:
+        await answer_alert(cast("Connection", phone), frame)
+    assert caught.value.code is ErrorCode.BAD_REQUEST
 
 
 async def test_a_delegate_is_asked_by_the_policy_for_it(alerts: Alerts, ledger: Ledger) -> None:

@@ -41,6 +41,7 @@ def recorded(alert_seq: int, *, content: str = "New STEMI patient", update: bool
             alert_id="a-1",
             alert_seq=alert_seq,
             patient_id="7823",
+            dedup_key="stemi-7823",
             state="delivering",
             to=AlertTarget(department=CARDIOLOGY),
         )
@@ -232,12 +233,14 @@ def test_event_variants_hold_what_their_reader_may_see() -> None:
     event = Event(recorded(1))
     plain = msgspec.json.decode(event.payload(APP) or b"")
     assert plain["patient_id"] == "7823"
-    assert msgspec.json.decode(event.payload(PUSH) or b"") == {**plain, "patient_id": None}
+    assert msgspec.json.decode(event.payload(PUSH) or b"") == {**plain, "patient_id": None, "dedup_key": None}
     assert msgspec.msgpack.decode(event.payload(PACKED) or b"") == plain
     assert msgspec.msgpack.decode(event.payload(Variant(msgpack=True, push=True)) or b"") == {
         **plain,
         "patient_id": None,
+        "dedup_key": None,
     }
+    assert b"7823" not in (event.payload(PUSH) or b"7823")
     assert event.payload(ORIGINAL) == event.payload(APP)
     assert (event.frame(PACKED) or b"")[0] == 0x82
     assert Event(recorded(2, update=True)).payload(ORIGINAL) is None
