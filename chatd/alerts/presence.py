@@ -7,6 +7,7 @@ Redis's own time, so that a gateway whose clock was set wrong makes nobody seem 
 =============================  ======  ==========================================================================
 ``chatd:presence:in:DEPT``     hash    ``USER|CHANNEL`` to ``MS ROLE,ROLE``: last heard, and the roles of that token
 ``chatd:presence:state:USER``  string  what the person is available for, until when, and who was asked to take over
+``chatd:presence:since``       string  ``MS`` of the first beat that Redis has had since it lost everything
 ``chatd:presence:ask:ALERT``   string  which person's request this alert carries to a delegate
 =============================  ======  ==========================================================================
 """
@@ -35,6 +36,8 @@ log = structlog.get_logger(__name__)
 #: Three beats fit into what counts as here, so that one lost beat takes nobody away.
 BEAT_S: Final = 4.0
 FRESH_S: Final = 3 * BEAT_S
+#: Redis has lost who is here: by then every gateway has told it anew.
+_TOLD_AGAIN_S: Final = 1.5 * BEAT_S
 #: Who was here within a shift belongs to the department and is told as unreachable; before that, they went home.
 KEPT_S: Final = 12 * 3600
 #: Nobody is in a procedure for longer; a state without an end ends by itself, so that a forgotten one harms no night.
@@ -55,7 +58,8 @@ for i = 2, #ARGV, 2 do
   redis.call('HSET', KEYS[1], ARGV[i], ms .. ' ' .. ARGV[i + 1])
 end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
-return ms
+redis.call('SET', KEYS[2], ms, 'NX')
+return redis.call('GET', KEYS[2])
 """
 
 #: Changes the state only if it still is the request that this alert carried: an acceptance may come late.
@@ -85,7 +89,7 @@ class Here(msgspec.Struct, frozen=True, kw_only=True):
 
 class Present(msgspec.Struct, frozen=True, kw_only=True):
     """A department's people, by user id. ``is_whole`` False: Redis did not answer, and only this gateway's phones and
-    nobody's state are known."""
+    nobody's state are known; or it has just lost them, and not all gateways have told it anew."""
 
     records: tuple[PresenceRecord, ...]
     is_whole: bool = True
@@ -125,6 +129,8 @@ class Presence:
         self.phones: Callable[[], Iterable[Here]] = tuple
         self._lately: OrderedDict[str, _Known] = OrderedDict()
         self._writes = 0
+        #: The first beat that Redis has had, as this gateway has known it; another one: Redis has lost what it had.
+        self._since: bytes | None = None
 
     async def run(self) -> None:
         """Beat until cancelled. A beat that fails is the next one's matter."""
@@ -155,8 +161,10 @@ class Presence:
                         arguments: list[Any] = [KEPT_S]
                         for field, roles in fields.items():
                             arguments += [field, roles]
-                        await self._beat(keys=[_key(department)], args=arguments, client=pipe)
-                    await pipe.execute()
+                        await self._beat(keys=[_key(department), _SINCE], args=arguments, client=pipe)
+                    since = (await pipe.execute())[-1]
+            if self._since is None:
+                self._since = since
         except (RedisError, OSError, TimeoutError) as error:
             metrics.REDIS_ERRORS.inc()
             raise PresenceUnavailable from error
@@ -191,18 +199,29 @@ class Presence:
             writes = self._writes
             try:
                 async with asyncio.timeout(ANSWER_WITHIN_S):
-                    now, heard = await self._heard(department)
+                    now, heard, since = await self._heard(department)
                     users = frozenset(user for user, _ in (*own, *heard))
                     states = await self._states(sorted(users))
             except (RedisError, OSError, TimeoutError):
                 metrics.REDIS_ERRORS.inc()
                 return Present(records=_records(own, {}, {}, None), is_whole=False)
+            if self._has_lost(since, now):
+                return Present(records=_records(own, heard, states, now), is_whole=False)
             known = _Known(at_ms=now_ms or 0, now=now, heard=heard, states=states, users=users)
             if now_ms is not None and writes == self._writes:
                 self._keep(department, known)
         if known.told is None or known.told[0] != own:
             known.told = own, Present(records=_records(own, known.heard, known.states, known.now))
         return known.told[1]
+
+    def _has_lost(self, since: bytes | None, now: datetime) -> bool:
+        """Whether Redis has lost who is here so lately that other gateways may not have told it anew."""
+        if self._since is None or since == self._since:
+            return False
+        if since is None or now - _moment(int(since)) < timedelta(seconds=_TOLD_AGAIN_S):
+            return True
+        self._since = since
+        return False
 
     def _keep(self, department: str, known: _Known) -> None:
         self._lately[department] = known
@@ -282,12 +301,15 @@ class Presence:
             raise PresenceUnavailable from error
         return user_id if changed else None
 
-    async def _heard(self, department: str) -> tuple[datetime, dict[tuple[str, Channel], tuple[datetime, str]]]:
-        """Redis's time, and when each person was last heard on each channel, with their roles."""
+    async def _heard(
+        self, department: str
+    ) -> tuple[datetime, dict[tuple[str, Channel], tuple[datetime, str]], bytes | None]:
+        """Redis's time, when each person was last heard on each channel, with their roles; and its first beat."""
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.hgetall(_key(department))
-            (seconds, micros), fields = await pipe.execute()
+            pipe.get(_SINCE)
+            (seconds, micros), fields, since = await pipe.execute()
         now = _moment(seconds * 1000 + micros // 1000)
         heard: dict[tuple[str, Channel], tuple[datetime, str]] = {}
         gone = []
@@ -304,7 +326,7 @@ class Presence:
                 heard[user, cast(Channel, channel)] = at, roles
         if gone:
             await cast(Any, self._redis.hdel(_key(department), *gone))
-        return now, heard
+        return now, heard, since
 
     async def _states(self, users: Sequence[str]) -> dict[str, Availed]:
         if not users:
@@ -365,6 +387,9 @@ def _records(
             )
         )
     return tuple(records)
+
+
+_SINCE: Final = "chatd:presence:since"
 
 
 def _key(department: str) -> str:

@@ -814,6 +814,28 @@ async def test_presence_of_another_version_holds_up_no_alert(make: Make, redis: 
     assert await node.alerts.sweep(T0 + timedelta(seconds=20)) == 1
 
 
+async def test_presence_that_redis_has_lost_refuses_nobody(make: Make, redis: Redis) -> None:
+    """Until every gateway has told Redis anew who is here, a role that seems empty is called and said to be unsure."""
+    here, there = await make(), await make("n-2")
+    here.here(DOCTORS[0])
+    there.here("charge.rocha", role="charge_nurse")
+    await here.presence.beat()
+    await there.presence.beat()
+    to = AlertTarget(role="charge_nurse")
+    assert (await here.alerts.raise_(command("k-1", to=to), T0)).reach.is_whole
+    await redis.flushall()
+    here.clock.pass_s(2)
+    raised = await here.alerts.raise_(command("k-2", to=to), T0)
+    assert not raised.reach.is_whole
+    await here.presence.beat()
+    assert not (await here.alerts.raise_(command("k-3", to=to), T0)).reach.is_whole
+    await there.presence.beat()
+    seconds, _ = await redis.time()
+    await redis.set("chatd:presence:since", seconds * 1000 - 10_000)
+    known = (await here.alerts.raise_(command("k-4", to=to), T0)).reach
+    assert (known.is_whole, known.online) == (True, ("charge.rocha",))
+
+
 async def test_presence_away_says_so(make: Make, own_redis: Redis, own_redis_server: RedisServer) -> None:
     """What could not be noted is not answered as if it were."""
     node = await make(client=own_redis)
