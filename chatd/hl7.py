@@ -358,7 +358,10 @@ class Intake:
             except NotHers:
                 place = Problem(204, "PID", 1, 3, "the record of this number is of somebody else")
                 raise Refused("AE", place) from None
-            heard = with_debts(hearing, departments=departments, hospital=self._hospital, now=now)
+            # A department that the hospital has no more takes no alert: the message would be refused for ever, and
+            # hold up all behind it.
+            called = tuple(each for each in departments if each in self._departments) or departments
+            heard = with_debts(hearing, departments=called, hospital=self._hospital, now=now)
             if before is None or msgspec.structs.replace(heard, heard_at=before.heard_at) != before:
                 await asyncio.to_thread(self._files.save, heard)
             if known is None or known.version != layer.version:

@@ -316,6 +316,13 @@ async def test_correction_to_another_critical_value_calls_again(ward: Ward) -> N
     assert ward.alerts.texts[1:] == ["Potassium 7.4 mmol/L (critical), 07:45, corrected"]
 
 
+async def test_department_that_is_no_more_holds_up_no_message(ward: Ward) -> None:
+    """Of a patient's departments those are called that the hospital has."""
+    await ward.store.put_patient(record(departments=("cardiology", "old-ward")))
+    assert await ward.send(message(location="")) == "AA"
+    assert [command.department for command in ward.alerts.raised.values()] == ["cardiology"]
+
+
 @pytest.mark.parametrize(("between", "flag"), [("4.1", "N"), ("7.4", "HH")])
 async def test_critical_value_that_comes_back_calls_again(ward: Ward, between: str, flag: str) -> None:
     """6.9, corrected to another value, corrected to 6.9 again: the last word is in the record and calls anew."""
