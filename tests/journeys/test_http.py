@@ -90,6 +90,7 @@ def test_health_live_ready(place: Hospital) -> None:
         "ledger": True,
         "mode": "facts_only",
         "model": "none",
+        "clock_stepped": False,
     }
 
 
