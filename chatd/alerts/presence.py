@@ -1,4 +1,5 @@
-"""Who is here: every gateway says of its phones every few seconds that it hears them. In Redis, without content.
+"""Who is here: every gateway says of its phones that it hears them, when they come and every few seconds. In Redis,
+without content.
 
 Losing it loses no promise: within one beat it is known again who is here, and until then an alert says that its reach
 is not known whole. A gateway always knows its own phones, whatever has become of Redis. All moments of beats are
@@ -129,17 +130,48 @@ class Presence:
         self.phones: Callable[[], Iterable[Here]] = tuple
         self._lately: OrderedDict[str, _Known] = OrderedDict()
         self._writes = 0
+        self._newcomers: set[Here] = set()
+        self._has_newcomers = asyncio.Event()
         #: The first beat that Redis has had, as this gateway has known it; another one: Redis has lost what it had.
         self._since: bytes | None = None
 
+    def came(self, phone: Here) -> None:
+        """A phone has just come: it is told at once, in one round trip with those that come at the same time.
+
+        Never waits. Where that fails, the next beat tells it; twice is the same as once.
+        """
+        if phone.channel != "board":
+            self._newcomers.add(phone)
+            self._has_newcomers.set()
+
     async def run(self) -> None:
-        """Beat until cancelled. A beat that fails is the next one's matter."""
+        """Beat until cancelled, and tell newcomers in between. What fails is the next beat's matter."""
+        loop = asyncio.get_running_loop()
         while True:
-            try:
-                await self.beat()
-            except PresenceUnavailable as error:
-                log.warning("presence_not_told", error=error_name(error))
-            await asyncio.sleep(BEAT_S)
+            beat_at = loop.time() + BEAT_S
+            self._take_newcomers()
+            is_told = await self._try(self.phones())
+            while is_told and (left_s := beat_at - loop.time()) > 0:
+                try:
+                    async with asyncio.timeout(left_s):
+                        await self._has_newcomers.wait()
+                except TimeoutError:
+                    break
+                is_told = await self._try(self._take_newcomers())
+            await asyncio.sleep(max(0.0, beat_at - loop.time()))
+
+    def _take_newcomers(self) -> set[Here]:
+        self._has_newcomers.clear()
+        taken, self._newcomers = self._newcomers, set()
+        return taken
+
+    async def _try(self, phones: Iterable[Here]) -> bool:
+        try:
+            await self._say(phones)
+        except PresenceUnavailable as error:
+            log.warning("presence_not_told", error=error_name(error))
+            return False
+        return True
 
     async def beat(self) -> None:
         """Say of all of this gateway's phones that they are here: one round trip, however many they are.
@@ -147,8 +179,11 @@ class Presence:
         Raises:
             PresenceUnavailable: Redis did not take it within 2 s.
         """
+        await self._say(self.phones())
+
+    async def _say(self, phones: Iterable[Here]) -> None:
         told: dict[str, dict[str, str]] = {}
-        for phone in self.phones():
+        for phone in phones:
             if phone.channel != "board":
                 roles = ",".join(phone.roles)
                 told.setdefault(phone.department, {})[f"{phone.user_id}|{phone.channel}"] = roles

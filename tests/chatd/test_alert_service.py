@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -677,6 +677,73 @@ async def test_presence_knows_the_phones_of_all_gateways(make: Make, redis: Redi
     (record,) = found.records
     assert (record.user_id, record.channels, record.roles) == ("dr.faria.icu", ("push",), ("physician",))
     assert (await second.presence.of("cardiology")).records == ()
+
+
+async def test_presence_of_newcomers_is_told_at_once(
+    make: Make, patient_presence: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another gateway hears of them without waiting for the beat; those who come together cost one round trip."""
+    monkeypatch.setattr(presence, "BEAT_S", 3_600.0)
+    first, second = await make("n-1"), await make("n-2")
+    said, is_said = list[int](), asyncio.Event()
+    say = first.presence._say
+
+    async def counted(phones: Iterable[Here]) -> None:
+        told = tuple(phones)
+        await say(told)
+        said.append(len(told))
+        is_said.set()
+
+    async def until(count: int) -> None:
+        async with asyncio.timeout(20):
+            while len(said) < count:
+                is_said.clear()
+                await is_said.wait()
+
+    first.presence._say = counted  # type: ignore[method-assign]
+    running = asyncio.create_task(first.presence.run())
+    try:
+        await until(1)
+        for user in DOCTORS:
+            first.presence.came(Here(department="icu", user_id=user, channel="app", roles=("physician",)))
+        first.presence.came(Here(department="icu", user_id="wall", channel="board"))
+        await until(2)
+        found = await second.presence.of("icu")
+        assert [(each.user_id, each.channels) for each in found.records] == [
+            (user, ("app",)) for user in sorted(DOCTORS)
+        ]
+        first.presence.came(Here(department="icu", user_id="dr.faria.icu", channel="push"))
+        await until(3)
+        assert "dr.faria.icu" in {each.user_id for each in (await second.presence.of("icu")).records}
+        assert said == [0, len(DOCTORS), 1]
+    finally:
+        await tasks.end([running])
+
+
+async def test_presence_of_newcomers_that_failed_waits_for_the_beat(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Redis away, one newcomer who could not be told is enough until the next beat tells all."""
+    monkeypatch.setattr(presence, "BEAT_S", 3_600.0)
+    node = await make()
+    asked: list[int] = []
+
+    async def refuse(phones: Iterable[Here]) -> None:
+        asked.append(len(tuple(phones)))
+        if len(asked) > 1:
+            raise PresenceUnavailable
+
+    node.presence._say = refuse  # type: ignore[method-assign]
+    node.presence.came(Here(department="icu", user_id="dr.a", channel="app"))
+    running = asyncio.create_task(node.presence.run())
+    try:
+        for user in ("dr.b", "dr.c", "dr.d"):
+            for _ in range(20):
+                await asyncio.sleep(0)
+            node.presence.came(Here(department="icu", user_id=user, channel="app"))
+        assert asked == [0, 1]
+    finally:
+        await tasks.end([running])
 
 
 async def test_presence_of_somebody_who_left_is_unreachable_and_then_gone(make: Make, redis: Redis) -> None:
