@@ -265,6 +265,11 @@ class Node:
         """This node's open phones, each connection once."""
         return tuple(connection.here for connection in self._connections if connection.here is not None)
 
+    def came(self, here: Here) -> None:
+        """Whose phone this is was just found out: the other nodes hear of it at once, not only with the next beat."""
+        if self._alerts is not None:
+            self._alerts.presence.came(here)
+
     async def _ring_out(self) -> None:
         """Tell the other nodes how far the departments' logs have grown; a ring that is lost, their sweep mends."""
         while True:
