@@ -325,18 +325,21 @@ class Alerts:
 
     async def colleagues(self, department: str) -> Present:
         """Who may be asked to take an alert over: who was here within the last shift and may answer alerts."""
-        present = await self.presence.lately(department, self._clock.monotonic_ms())
-        records = tuple(record for record in present.records if may_answer(record.roles))
-        return msgspec.structs.replace(present, records=records)
+        return _colleagues(await self.presence.lately(department, self._clock.monotonic_ms()))
 
     async def require_colleague(self, department: str, user_id: str | None) -> None:
         """Whom nobody here knows cannot accept. Raises RemoteProtocolError: bad_request.
 
         Where presence is not known, the offer goes out all the same: until it is accepted nothing has changed.
         """
-        present = await self.colleagues(department)
-        if user_id is None or (present.is_whole and all(record.user_id != user_id for record in present.records)):
-            raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "colleague: not of this department, or not here today")
+        if user_id is not None:
+            present = await self.colleagues(department)
+            if not _may_be(present, user_id):
+                # Nobody is refused by what was true a second ago.
+                present = _colleagues(await self.presence.of(department))
+            if _may_be(present, user_id):
+                return
+        raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "colleague: not of this department, or not here today")
 
     def receipt(self, response: Response) -> None:
         """A phone has received or shown an alert. Gathered here and written by ``run`` within a second or so."""
@@ -840,6 +843,16 @@ def _at_home(response: Response, alert: Alert) -> Response:
     if response.answer in ("stand_down", "done") and alert.raised_by == response.user_id:
         return msgspec.structs.replace(response, department=alert.department)
     return response
+
+
+def _colleagues(present: Present) -> Present:
+    records = tuple(record for record in present.records if may_answer(record.roles))
+    return msgspec.structs.replace(present, records=records)
+
+
+def _may_be(present: Present, user_id: str) -> bool:
+    """Whether somebody is among these people, as far as is known."""
+    return not present.is_whole or any(record.user_id == user_id for record in present.records)
 
 
 def _nobody(_department: str, _recorded: tuple[Recorded, ...]) -> None:

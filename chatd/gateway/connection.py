@@ -297,6 +297,7 @@ class Connection:
         self.here = Here(
             department=self.department, user_id=self.user_id, channel=self.channel, roles=tuple(principal.roles)
         )
+        self.node.came(self.here)
 
     def _verify(self, token: str) -> Principal:
         now = self.node.clock.now()
