@@ -515,6 +515,46 @@ def test_presence_is_set_with_its_end_and_delegate(page: Page, fake: FakeChatd) 
 
 
 @pytest.mark.parametrize(
+    ("lang", "until_label", "until_text", "delegate_label", "save", "busy"),
+    [
+        ("en-GB", "Until", r"^until .*\d\d:\d\d", "Who covers for you", "Save", "Busy"),
+        ("pt-PT", "Até", r"^até .*\d\d:\d\d", "Quem o substitui", "Guardar", "Ocupado"),
+    ],
+)
+def test_presence_that_is_saved_again_keeps_its_end_and_delegate(
+    open_page: Open,
+    fake: FakeChatd,
+    lang: str,
+    until_label: str,
+    until_text: str,
+    delegate_label: str,
+    save: str,
+    busy: str,
+) -> None:
+    """The form begins with what is known, so whoever changes one thing loses no other; an end can be taken back."""
+    until = iso(datetime.now(UTC) + timedelta(hours=1))
+    fake.presence = f.OwnPresence(state="in_procedure", until=until, delegate_to="dr.mendes.cardio", is_accepted=True)
+    page = open_page(lang=lang)
+    live(page)
+    page.locator("[data-key=presence]").click()
+    dialog = page.locator("presence-dialog")
+    expect(dialog.get_by_label(until_label).locator("option:checked")).to_have_text(re.compile(until_text))
+    expect(dialog.get_by_label(delegate_label)).to_have_value("dr.mendes.cardio")
+    shoot(page, f"presence-prefilled-{lang}")
+    dialog.get_by_label(busy).check()
+    dialog.get_by_role("button", name=save).click()
+    expect(dialog).to_have_count(0)
+    page.locator("[data-key=presence]").click()
+    dialog.get_by_label(until_label).select_option("")
+    dialog.get_by_label(delegate_label).fill("")
+    dialog.get_by_role("button", name=save).click()
+    expect(dialog).to_have_count(0)
+    first, second = fake.of(f.PresenceSet)
+    assert (first.state, first.until, first.delegate_to) == ("busy", until, "dr.mendes.cardio")
+    assert (second.state, second.until, second.delegate_to) == ("busy", None, None)
+
+
+@pytest.mark.parametrize(
     ("lang", "state", "asked", "covered"),
     [
         ("en-GB", "In a procedure", "dr.mendes.cardio is asked to cover", "dr.mendes.cardio covers for you"),
