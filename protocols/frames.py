@@ -741,12 +741,13 @@ class StaleCause(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Presence(Frame, frozen=True, kw_only=True, tag="presence"):
-    """The state that is now known for a person."""
+    """The state that is now known for a person. ``is_accepted``: the delegate has agreed already, and stands in."""
 
     user_id: str
     state: str
     until: str | None = None
     delegate_to: str | None = None
+    is_accepted: bool = False
     client_msg_id: str | None = None
 
 

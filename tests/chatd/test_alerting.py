@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import pytest
 from redis.asyncio import Redis
@@ -15,7 +16,7 @@ from chatd.alerts import presence
 from chatd.alerts.model import Raise
 from chatd.alerts.policies import Policies
 from chatd.alerts.service import Alerts
-from chatd.clock import SystemClock
+from chatd.clock import SystemClock, iso_ms
 from chatd.gateway.alerting import answer_alert, set_presence
 from chatd.ledger import Ledger, alert_rows
 from chatd.ledger.day_keys import DayKeys
@@ -94,3 +95,46 @@ async def test_a_delegate_is_asked_by_the_policy_for_it(alerts: Alerts, ledger: 
     )
     assert told == ["raised"]
     assert alerts.policies.of(asked).steps == ()
+
+
+async def test_a_delegate_who_has_accepted_is_not_asked_again_for_less(alerts: Alerts) -> None:
+    """Whoever says their presence again stays covered as long as was agreed; for longer, or by another, is asked."""
+    sent: list[Presence] = []
+    phone = SimpleNamespace(
+        node=SimpleNamespace(alerts=alerts),
+        user_id=DOCTORS[0],
+        department="cardiology",
+        lang="en",
+        principal=SimpleNamespace(name="Dr. Mendes", roles=("physician",)),
+        send=sent.append,
+    )
+    now = alerts.now()
+
+    async def say(state: Literal["busy", "in_procedure"], hours: float, delegate: str = DOCTORS[1]) -> str:
+        """Which alert asks, after saying this."""
+        frame = PresenceSet(
+            state=state,
+            client_msg_id=f"p-{len(sent)}",
+            until=iso_ms(now + timedelta(hours=hours)),
+            delegate_to=delegate,
+        )
+        await set_presence(cast("Connection", phone), frame)
+        said = await alerts.presence.state_of(DOCTORS[0])
+        assert said is not None
+        assert (said.state, said.is_accepted, iso_ms(said.until or now)) == (state, sent[-1].is_accepted, frame.until)
+        return said.ask
+
+    async def accepts(ask: str) -> None:
+        assert await alerts.presence.delegate_answered(ask, DOCTORS[1], accepts=True) == DOCTORS[0]
+
+    first = await say("busy", 2)
+    second = await say("busy", 2)
+    assert second != first  # who has not accepted is asked for what holds now
+    await accepts(second)
+    assert await say("in_procedure", 2) == second
+    assert await say("busy", 1) == second
+    third = await say("busy", 3)
+    assert third != second
+    await accepts(third)
+    assert await say("busy", 3, "dr.vieira.surgery") != third
+    assert [each.is_accepted for each in sent] == [False, False, True, True, False, False]

@@ -515,10 +515,18 @@ def test_presence_is_set_with_its_end_and_delegate(page: Page, fake: FakeChatd) 
 
 
 @pytest.mark.parametrize(
-    ("lang", "until_label", "until_text", "delegate_label", "save", "busy"),
+    ("lang", "until_label", "until_text", "delegate_label", "save", "busy", "covered"),
     [
-        ("en-GB", "Until", r"^until .*\d\d:\d\d", "Who covers for you", "Save", "Busy"),
-        ("pt-PT", "Até", r"^até .*\d\d:\d\d", "Quem o substitui", "Guardar", "Ocupado"),
+        (
+            "en-GB",
+            "Until",
+            r"^until .*\d\d:\d\d",
+            "Who covers for you",
+            "Save",
+            "Busy",
+            "dr.mendes.cardio covers for you",
+        ),
+        ("pt-PT", "Até", r"^até .*\d\d:\d\d", "Quem o substitui", "Guardar", "Ocupado", "dr.mendes.cardio substitui-o"),
     ],
 )
 def test_presence_that_is_saved_again_keeps_its_end_and_delegate(
@@ -530,6 +538,7 @@ def test_presence_that_is_saved_again_keeps_its_end_and_delegate(
     delegate_label: str,
     save: str,
     busy: str,
+    covered: str,
 ) -> None:
     """The form begins with what is known, so whoever changes one thing loses no other; an end can be taken back."""
     until = iso(datetime.now(UTC) + timedelta(hours=1))
@@ -544,6 +553,7 @@ def test_presence_that_is_saved_again_keeps_its_end_and_delegate(
     dialog.get_by_label(busy).check()
     dialog.get_by_role("button", name=save).click()
     expect(dialog).to_have_count(0)
+    expect(page.locator("[data-key=presence]")).to_have_attribute("title", re.compile(rf"^{busy} · .* · {covered}$"))
     page.locator("[data-key=presence]").click()
     dialog.get_by_label(until_label).select_option("")
     dialog.get_by_label(delegate_label).fill("")
