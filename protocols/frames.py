@@ -624,8 +624,8 @@ class SystemNotification(Frame, frozen=True, kw_only=True, tag="system_notificat
     one of its roles or the department; ``joined`` brings new words and does not ring; ``stood_down``, ``resolved`` and
     ``expired`` end it. ``state`` is the alert's after the event. ``raised_at``: of the alert; ``timestamp``: of this
     event. ``bundled``: alerts like it that were joined to it. ``by``: through whom it happened. ``who``: as in
-    ``alert_update``. ``reached``: with ``stood_down``, the users whose phones have it. ``handovers``: the offers to take
-    it over that stand.
+    ``alert_update``. ``reached``: with ``stood_down``, the users whose phones have it. ``handovers``: the offers to
+    take it over that stand.
     """
 
     priority: str
