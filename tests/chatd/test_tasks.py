@@ -31,6 +31,37 @@ async def test_end_task_that_swallows_a_cancellation() -> None:
     assert heard == 3
 
 
+async def test_end_leaves_nothing_of_a_task_that_ends_its_own() -> None:
+    """However often the outer one is cancelled while it ends its tasks, all of them have ended when it has."""
+    heard = 0
+
+    async def inner() -> None:
+        nonlocal heard
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                heard += 1
+                if heard == 4:
+                    raise
+
+    inners: list[asyncio.Task[None]] = []
+
+    async def outer() -> None:
+        inners.append(asyncio.create_task(inner()))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await tasks.end(inners)
+
+    task = asyncio.create_task(outer())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await tasks.end([task])
+    assert task.cancelled()
+    assert [each.cancelled() for each in inners] == [True]
+
+
 async def test_end_tells_nothing_of_what_a_task_raises() -> None:
     """A task that fails while it ends, and one that has ended before, are ended all the same."""
 
