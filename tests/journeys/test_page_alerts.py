@@ -269,6 +269,8 @@ def test_alert_is_declined_with_a_canned_reason(page: Page, fake: FakeChatd) -> 
     """Decline offers the alert's own reasons; the chosen one goes out, and the sheet is gone."""
     fake.alert(alert_id="al-1", priority="high", content=TEXT, options=OPTIONS)
     sheet(page).get_by_role("button", name="Decline").click()
+    # The reasons are there, and only then their guard is over.
+    expect(page.get_by_role("button", name="In a procedure")).to_be_visible()
     sheet(page).get_by_role("button", name="In a procedure").click()
     expect(page.locator(".sheet[open]")).to_have_count(0)
     sent = fake.of(f.AlertResponse)[-1]
