@@ -9,7 +9,6 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import structlog
 from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -45,8 +44,6 @@ from context.seal import Sealer
 from context.store import ContextStore, connect
 from protocols.errors import ChatdError
 from protocols.frames import AiResponse
-
-log = structlog.get_logger(__name__)
 
 #: The doorbell's connection waits for rings; its reads end after this and begin again.
 _DOORBELL_READ_S = 60.0
@@ -85,14 +82,15 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
         app.state.keeper = keeper
         app.state.jwt_secret = places.jwt_secret() if settings.demo else b""
         loops = [
-            asyncio.create_task(node.run(), name="node"),
-            asyncio.create_task(keeper.run(), name="records"),
-            asyncio.create_task(node.alerts.run(), name="alerts"),
-            asyncio.create_task(node.alerts.presence.run(), name="presence"),
-            asyncio.create_task(node.audit.run(), name="audit"),
+            asyncio.create_task(tasks.keep(name, run), name=name)
+            for name, run in (
+                ("node", node.run),
+                ("records", keeper.run),
+                ("alerts", node.alerts.run),
+                ("presence", node.alerts.presence.run),
+                ("audit", node.audit.run),
+            )
         ]
-        for task in loops:
-            task.add_done_callback(_report_end)
         try:
             yield
         finally:
@@ -228,9 +226,3 @@ def _gate(settings: Settings, places: Places, clock: Clock, sealer: Sealer, redi
         break_glass_s=settings.break_glass_s,
         origins=settings.allowed_origins,
     )
-
-
-def _report_end(task: asyncio.Task[None]) -> None:
-    """A background task that ends by itself is a bug, and must not end silently."""
-    if not task.cancelled() and task.exception() is not None:
-        log.error("background_task_failed", task=task.get_name(), error=type(task.exception()).__name__)

@@ -184,6 +184,8 @@ def with_debts(hearing: Hearing, *, departments: Sequence[str], hospital: Hospit
         if not ref.startswith("Observation/"):
             continue
         version = heard.versions[ref]
+        # A value that comes back after another one is news: under its first key it would be its first, ended alert.
+        sent = version.sent_at.isoformat()
         before = judged.get(ref)
         text = critical_text(heard, ref, hospital, now)
         if text is not None and before == version.fingerprint:
@@ -209,12 +211,12 @@ def with_debts(hearing: Hearing, *, departments: Sequence[str], hospital: Hospit
             judged[ref] = version.fingerprint
             where = tuple(dict.fromkeys((*(alert.department for alert in withdrawn), *departments)))
             for department in where:
-                key = _key("critical", heard.layer.patient_id, ref, version.fingerprint, department)
+                key = _key("critical", heard.layer.patient_id, ref, version.fingerprint, sent, department)
                 owed.append(Owed(kind="critical", key=key, ref=ref, department=department, text=text))
         else:
             judged.pop(ref, None)
             for department in dict.fromkeys(alert.department for alert in withdrawn):
-                key = _key("corrected", heard.layer.patient_id, ref, str(before), version.fingerprint, department)
+                key = _key("corrected", heard.layer.patient_id, ref, str(before), version.fingerprint, sent, department)
                 text_now = _corrected_text(heard, ref, hospital)
                 owed.append(Owed(kind="corrected", key=key, ref=ref, department=department, text=text_now))
     return msgspec.structs.replace(heard, judged=judged, told=told, owed=tuple(owed))
@@ -356,7 +358,10 @@ class Intake:
             except NotHers:
                 place = Problem(204, "PID", 1, 3, "the record of this number is of somebody else")
                 raise Refused("AE", place) from None
-            heard = with_debts(hearing, departments=departments, hospital=self._hospital, now=now)
+            # A department that the hospital has no more takes no alert: the message would be refused for ever, and
+            # hold up all behind it.
+            called = tuple(each for each in departments if each in self._departments) or departments
+            heard = with_debts(hearing, departments=called, hospital=self._hospital, now=now)
             if before is None or msgspec.structs.replace(heard, heard_at=before.heard_at) != before:
                 await asyncio.to_thread(self._files.save, heard)
             if known is None or known.version != layer.version:

@@ -372,9 +372,8 @@ async def _serve(settings: Settings, places: Places, where: Where, policies: Pol
     # The models of FHIR take a second to load: now, not while the first critical result waits.
     await asyncio.to_thread(fhir.warm_up)
     loops = [
-        asyncio.create_task(intake.run(), name="hl7"),
-        asyncio.create_task(bell.run(), name="bell"),
-        asyncio.create_task(audit.run(), name="audit"),
+        asyncio.create_task(tasks.keep(name, run), name=name)
+        for name, run in (("hl7", intake.run), ("bell", bell.run), ("time", alerts.keep_hearing), ("audit", audit.run))
     ]
     metrics_server = None
     try:

@@ -25,7 +25,11 @@ _LEDGER_EVERY_MS = 2_000
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     """``ready``: questions can be answered. Ledger and model are not part of it: without the one only actions are
-    refused, without the other answers come from facts (``mode``)."""
+    refused, without the other answers come from facts (``mode``).
+
+    ``clock_stepped`` is not part of it either: this machine's wall clock, or the ledger's, was set, and it cannot be
+    told which of the two is right. A proxy that took away all gateways that differ could take all there are.
+    """
 
     ready: bool
     draining: bool
@@ -37,6 +41,7 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     #: Tokens can be checked; the list of what was revoked is that of all gateways, not only the last one seen.
     keys: bool = True
     revocations: bool = True
+    clock_stepped: bool = False
 
 
 class LedgerCheck:
@@ -78,4 +83,5 @@ async def readiness(node: Node) -> Readiness:
         model=node.watch.state.state,
         keys=keys,
         revocations=node.gate.is_current,
+        clock_stepped=node.pools is not None and node.alerts.steady.is_stepped,
     )

@@ -37,7 +37,7 @@ class NotHers(Exception):
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
-    """How one item stands. ``past``: fingerprints of the values it had before. ``flags``: OBX-8 as sent."""
+    """How one item stands. ``past``: what was said of it before, each as ``_said``. ``flags``: OBX-8 as sent."""
 
     base: str
     at: datetime | None
@@ -143,7 +143,7 @@ def hear(
         )
         past = () if old is None else old.past
         if old is not None and old.fingerprint != row.fingerprint:
-            past = (*past, old.fingerprint)[-_PAST:]
+            past = (*past, _said(old))[-_PAST:]
         versions[ref] = Version(
             base=row.base,
             at=row.at,
@@ -257,8 +257,13 @@ def _is_newer(row: Row, sent_at: datetime, old: Version) -> bool:
         # that was taken back may come anew, with another value.
         if row.rank < 2 and not old.taken_back:
             return False
-        return row.fingerprint not in old.past
-    return row.rank > old.rank or row.fingerprint == old.fingerprint or row.fingerprint not in old.past
+        return _said(row) not in old.past
+    return row.rank > old.rank or row.fingerprint == old.fingerprint or _said(row) not in old.past
+
+
+def _said(what: Row | Version) -> str:
+    """A value and how final it was said to be: what was final and is now said as a correction is no copy of it."""
+    return f"{what.rank} {what.fingerprint}"
 
 
 def _imported(

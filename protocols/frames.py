@@ -626,8 +626,8 @@ class SystemNotification(Frame, frozen=True, kw_only=True, tag="system_notificat
     one of its roles or the department; ``joined`` brings new words and does not ring; ``stood_down``, ``resolved`` and
     ``expired`` end it. ``state`` is the alert's after the event. ``raised_at``: of the alert; ``timestamp``: of this
     event. ``bundled``: alerts like it that were joined to it. ``by``: through whom it happened. ``who``: as in
-    ``alert_update``. ``reached``: with ``stood_down``, the users whose phones have it. ``handovers``: the offers to take
-    it over that stand.
+    ``alert_update``. ``reached``: with ``stood_down``, the users whose phones have it. ``handovers``: the offers to
+    take it over that stand.
     """
 
     priority: str
@@ -743,12 +743,13 @@ class StaleCause(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Presence(Frame, frozen=True, kw_only=True, tag="presence"):
-    """The state that is now known for a person."""
+    """The state that is now known for a person. ``is_accepted``: the delegate has agreed already, and stands in."""
 
     user_id: str
     state: str
     until: str | None = None
     delegate_to: str | None = None
+    is_accepted: bool = False
     client_msg_id: str | None = None
 
 

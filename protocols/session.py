@@ -11,7 +11,7 @@ becomes an ``error`` frame, ``LocalProtocolError`` is ours.
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final, Literal, TypeVar
 
@@ -215,7 +215,7 @@ class Session:
         self._alert_open = False
         self._token_expires_ms: int | None = None
         self._drained_by_ms: int | None = None
-        self._strikes_ms: deque[int] = deque(maxlen=rules.max_strikes)
+        self._strikes_ms: list[int] = []  # the last of them, oldest first
         self._verdict: CloseCode | None = None
         self._is_told = False  # the verdict has been returned once
         self._welcome_due = False
@@ -279,7 +279,7 @@ class Session:
     def strike(self, now_ms: int) -> Close | None:
         """Bytes came that are no frame. Returns the verdict if that was one too many; ``tick`` repeats it."""
         self.heard(now_ms)
-        self._strikes_ms.append(now_ms)
+        self._strikes_ms = [*self._strikes_ms, now_ms][-self._rules.max_strikes :]
         if self.state is State.CONNECTING and not self._authenticated:
             return self._decide(CloseCode.UNAUTHORIZED)
         within_ms = now_ms - self._strikes_ms[0]

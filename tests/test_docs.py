@@ -17,6 +17,7 @@ import pytest
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from chatd import endpoints, metrics
+from chatd.alerts.handover import OFFER_S
 from chatd.cli import main
 from chatd.faults import STEPS
 from chatd.readiness import Readiness
@@ -238,6 +239,11 @@ def test_hospital_file_example_is_one(tmp_path: Path) -> None:
     assert found.hospital.critical_limits["haemoglobin"] == (7.0, None)
     assert [department.department_id for department in found.departments] == ["cardiology"]
     assert found.departments[0].actions
+
+
+def test_handover_offer_stands_as_long_as_told() -> None:
+    """docs/alerts.md tells the time after which an offer has ended, which nothing changes."""
+    assert f"**An offer stands for {OFFER_S // 60} minutes**" in PAGES["docs/alerts.md"]
 
 
 def test_readiness_example_is_one() -> None:

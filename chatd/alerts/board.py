@@ -300,7 +300,8 @@ def join(alert: Alert, command: Raise, policy: Policy, now: datetime) -> Change:
     """Count ``command`` with ``alert``, for which ``may_join`` has been asked. ``policy`` is the command's.
 
     New words are added on a line of their own, and the next ring comes as soon as after a first one. A higher priority
-    rings at once and brings its own policy; the step that was reached stays.
+    rings at once and brings its own policy; the step that was reached stays, and where that policy has further steps,
+    they follow, also when every step of the lower one had been taken.
     """
     has_words = _has_words(alert, command.content)
     is_higher = _is_higher(command.priority, alert.priority)
@@ -312,6 +313,8 @@ def join(alert: Alert, command: Raise, policy: Policy, now: datetime) -> Change:
     if is_higher:
         chosen = alert.policy if alert.slots else policy.id
         before, alert = alert.next_step_at, _replace(alert, priority=command.priority, policy=chosen)
+        if alert.state == "unanswered" and next_step_target(alert, policy) is not None:
+            alert = _replace(alert, state="delivering")
         alert = _ring_first(alert, policy, now)
         if before is not None and alert.next_step_at is not None:
             alert = _replace(alert, next_step_at=min(before, alert.next_step_at))

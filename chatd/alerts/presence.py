@@ -1,4 +1,5 @@
-"""Who is here: every gateway says of its phones every few seconds that it hears them. In Redis, without content.
+"""Who is here: every gateway says of its phones that it hears them, when they come and every few seconds. In Redis,
+without content.
 
 Losing it loses no promise: within one beat it is known again who is here, and until then an alert says that its reach
 is not known whole. A gateway always knows its own phones, whatever has become of Redis. All moments of beats are
@@ -7,6 +8,7 @@ Redis's own time, so that a gateway whose clock was set wrong makes nobody seem 
 =============================  ======  ==========================================================================
 ``chatd:presence:in:DEPT``     hash    ``USER|CHANNEL`` to ``MS ROLE,ROLE``: last heard, and the roles of that token
 ``chatd:presence:state:USER``  string  what the person is available for, until when, and who was asked to take over
+``chatd:presence:since``       string  ``MS`` of the first beat that Redis has had since it lost everything
 ``chatd:presence:ask:ALERT``   string  which person's request this alert carries to a delegate
 =============================  ======  ==========================================================================
 """
@@ -35,6 +37,8 @@ log = structlog.get_logger(__name__)
 #: Three beats fit into what counts as here, so that one lost beat takes nobody away.
 BEAT_S: Final = 4.0
 FRESH_S: Final = 3 * BEAT_S
+#: Redis has lost who is here: by then every gateway has told it anew.
+_TOLD_AGAIN_S: Final = 1.5 * BEAT_S
 #: Who was here within a shift belongs to the department and is told as unreachable; before that, they went home.
 KEPT_S: Final = 12 * 3600
 #: Nobody is in a procedure for longer; a state without an end ends by itself, so that a forgotten one harms no night.
@@ -55,7 +59,8 @@ for i = 2, #ARGV, 2 do
   redis.call('HSET', KEYS[1], ARGV[i], ms .. ' ' .. ARGV[i + 1])
 end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
-return ms
+redis.call('SET', KEYS[2], ms, 'NX')
+return redis.call('GET', KEYS[2])
 """
 
 #: Changes the state only if it still is the request that this alert carried: an acceptance may come late.
@@ -85,7 +90,7 @@ class Here(msgspec.Struct, frozen=True, kw_only=True):
 
 class Present(msgspec.Struct, frozen=True, kw_only=True):
     """A department's people, by user id. ``is_whole`` False: Redis did not answer, and only this gateway's phones and
-    nobody's state are known."""
+    nobody's state are known; or it has just lost them, and not all gateways have told it anew."""
 
     records: tuple[PresenceRecord, ...]
     is_whole: bool = True
@@ -125,15 +130,48 @@ class Presence:
         self.phones: Callable[[], Iterable[Here]] = tuple
         self._lately: OrderedDict[str, _Known] = OrderedDict()
         self._writes = 0
+        self._newcomers: set[Here] = set()
+        self._has_newcomers = asyncio.Event()
+        #: The first beat that Redis has had, as this gateway has known it; another one: Redis has lost what it had.
+        self._since: bytes | None = None
+
+    def came(self, phone: Here) -> None:
+        """A phone has just come: it is told at once, in one round trip with those that come at the same time.
+
+        Never waits. Where that fails, the next beat tells it; twice is the same as once.
+        """
+        if phone.channel != "board":
+            self._newcomers.add(phone)
+            self._has_newcomers.set()
 
     async def run(self) -> None:
-        """Beat until cancelled. A beat that fails is the next one's matter."""
+        """Beat until cancelled, and tell newcomers in between. What fails is the next beat's matter."""
+        loop = asyncio.get_running_loop()
         while True:
-            try:
-                await self.beat()
-            except PresenceUnavailable as error:
-                log.warning("presence_not_told", error=error_name(error))
-            await asyncio.sleep(BEAT_S)
+            beat_at = loop.time() + BEAT_S
+            self._take_newcomers()
+            is_told = await self._try(self.phones())
+            while is_told and (left_s := beat_at - loop.time()) > 0:
+                try:
+                    async with asyncio.timeout(left_s):
+                        await self._has_newcomers.wait()
+                except TimeoutError:
+                    break
+                is_told = await self._try(self._take_newcomers())
+            await asyncio.sleep(max(0.0, beat_at - loop.time()))
+
+    def _take_newcomers(self) -> set[Here]:
+        self._has_newcomers.clear()
+        taken, self._newcomers = self._newcomers, set()
+        return taken
+
+    async def _try(self, phones: Iterable[Here]) -> bool:
+        try:
+            await self._say(phones)
+        except PresenceUnavailable as error:
+            log.warning("presence_not_told", error=error_name(error))
+            return False
+        return True
 
     async def beat(self) -> None:
         """Say of all of this gateway's phones that they are here: one round trip, however many they are.
@@ -141,8 +179,11 @@ class Presence:
         Raises:
             PresenceUnavailable: Redis did not take it within 2 s.
         """
+        await self._say(self.phones())
+
+    async def _say(self, phones: Iterable[Here]) -> None:
         told: dict[str, dict[str, str]] = {}
-        for phone in self.phones():
+        for phone in phones:
             if phone.channel != "board":
                 roles = ",".join(phone.roles)
                 told.setdefault(phone.department, {})[f"{phone.user_id}|{phone.channel}"] = roles
@@ -155,8 +196,10 @@ class Presence:
                         arguments: list[Any] = [KEPT_S]
                         for field, roles in fields.items():
                             arguments += [field, roles]
-                        await self._beat(keys=[_key(department)], args=arguments, client=pipe)
-                    await pipe.execute()
+                        await self._beat(keys=[_key(department), _SINCE], args=arguments, client=pipe)
+                    since = (await pipe.execute())[-1]
+            if self._since is None:
+                self._since = since
         except (RedisError, OSError, TimeoutError) as error:
             metrics.REDIS_ERRORS.inc()
             raise PresenceUnavailable from error
@@ -191,18 +234,29 @@ class Presence:
             writes = self._writes
             try:
                 async with asyncio.timeout(ANSWER_WITHIN_S):
-                    now, heard = await self._heard(department)
+                    now, heard, since = await self._heard(department)
                     users = frozenset(user for user, _ in (*own, *heard))
                     states = await self._states(sorted(users))
             except (RedisError, OSError, TimeoutError):
                 metrics.REDIS_ERRORS.inc()
                 return Present(records=_records(own, {}, {}, None), is_whole=False)
+            if self._has_lost(since, now):
+                return Present(records=_records(own, heard, states, now), is_whole=False)
             known = _Known(at_ms=now_ms or 0, now=now, heard=heard, states=states, users=users)
             if now_ms is not None and writes == self._writes:
                 self._keep(department, known)
         if known.told is None or known.told[0] != own:
             known.told = own, Present(records=_records(own, known.heard, known.states, known.now))
         return known.told[1]
+
+    def _has_lost(self, since: bytes | None, now: datetime) -> bool:
+        """Whether Redis has lost who is here so lately that other gateways may not have told it anew."""
+        if self._since is None or since == self._since:
+            return False
+        if since is None or now - _moment(int(since)) < timedelta(seconds=_TOLD_AGAIN_S):
+            return True
+        self._since = since
+        return False
 
     def _keep(self, department: str, known: _Known) -> None:
         self._lately[department] = known
@@ -282,36 +336,50 @@ class Presence:
             raise PresenceUnavailable from error
         return user_id if changed else None
 
-    async def _heard(self, department: str) -> tuple[datetime, dict[tuple[str, Channel], tuple[datetime, str]]]:
-        """Redis's time, and when each person was last heard on each channel, with their roles."""
+    async def _heard(
+        self, department: str
+    ) -> tuple[datetime, dict[tuple[str, Channel], tuple[datetime, str]], bytes | None]:
+        """Redis's time, when each person was last heard on each channel, with their roles; and its first beat."""
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.hgetall(_key(department))
-            (seconds, micros), fields = await pipe.execute()
+            pipe.get(_SINCE)
+            (seconds, micros), fields, since = await pipe.execute()
         now = _moment(seconds * 1000 + micros // 1000)
         heard: dict[tuple[str, Channel], tuple[datetime, str]] = {}
         gone = []
         for field, value in cast("dict[bytes, bytes]", fields).items():
-            user, _, channel = field.decode().rpartition("|")
-            ms, _, roles = value.decode().partition(" ")
-            at = _moment(int(ms))
+            try:
+                user, _, channel = field.decode().rpartition("|")
+                ms, _, roles = value.decode().partition(" ")
+                at = _moment(int(ms))
+            except (ValueError, OverflowError, OSError):
+                continue  # of another version: one field must not hold up a department's alerts
             if now - at > timedelta(seconds=KEPT_S):
                 gone.append(field)
             else:
                 heard[user, cast(Channel, channel)] = at, roles
         if gone:
             await cast(Any, self._redis.hdel(_key(department), *gone))
-        return now, heard
+        return now, heard, since
 
     async def _states(self, users: Sequence[str]) -> dict[str, Availed]:
         if not users:
             return {}
         found = await cast(Any, self._redis.mget([_state_key(user) for user in users]))
         return {
-            user: msgspec.json.decode(state, type=Availed)
+            user: said
             for user, state in zip(users, found, strict=True)
-            if state is not None
+            if state is not None and (said := _said(state)) is not None
         }
+
+
+def _said(state: bytes) -> Availed | None:
+    """None for what cannot be read, as of another version: whoever is not known to be away is called."""
+    try:
+        return msgspec.json.decode(state, type=Availed)
+    except msgspec.MsgspecError:
+        return None
 
 
 def _records(
@@ -354,6 +422,9 @@ def _records(
             )
         )
     return tuple(records)
+
+
+_SINCE: Final = "chatd:presence:since"
 
 
 def _key(department: str) -> str:

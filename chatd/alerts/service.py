@@ -16,7 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import structlog
@@ -57,8 +57,10 @@ SWEEP_S: Final = 1.0
 SWEEP_ALERTS: Final = 64
 #: A step that a refusal has made due at once is taken after this.
 _AT_ONCE_S: Final = 0.005
-#: Alerts that could not be dealt with, in one round; more of them are one fault, and not each alert's own.
+#: Alerts that could not be dealt with, in one round; the next round goes on behind them.
 MAX_FAILED: Final = 64
+#: So long they are passed over, so that hundreds of them, as of a day whose key is lost, hold up no other.
+PASSED_OVER_MS: Final = 10_000
 #: Receipts are gathered for this long, and one alert's are written once in the other at most.
 GATHER_MS: Final = 250
 RECEIPTS_EVERY_MS: Final = 1_000
@@ -81,6 +83,9 @@ MAX_COVERS: Final = 1_000
 
 KEY_USED: Final = "client_msg_id: used for another command"
 UNKNOWN_ALERT: Final = "alert_id: unknown"
+DAMAGED_ALERT: Final = "alert_id: cannot be read"
+
+T = TypeVar("T")
 
 OnRecorded = Callable[[str, tuple[Recorded, ...]], None]
 #: Called within the transaction, last.
@@ -153,12 +158,15 @@ class Raising:
         if command.dedup_key is not None:
             not_before = now - timedelta(seconds=policy.dedup_within_s)
             mac = keys.dedup_mac(department, command.dedup_key)
-            same = alert_rows.by_dedup(tx, keys, department, mac, not_before)
+            try:
+                same = alert_rows.by_dedup(tx, keys, department, mac, not_before)
+            except (SealError, msgspec.MsgspecError):
+                same = None  # the sweep tells of it; what cannot be read must not keep a new one from being raised
             if same is not None and board.is_repetition(same, command, policy, now):
                 return same
         if not self._may_be_storm or command.hand_to is not None:
             return None
-        found = alert_rows.open_alerts(tx, keys, department, MAX_OPEN, who="nobody")
+        found = alert_rows.open_alerts(tx, keys, department, MAX_OPEN, who="nobody", damaged=[])
         target = board.storm_target(found, command, policy, now)
         held = None if target is None else alert_rows.lock(tx, keys, target.alert_id)
         return held if held is not None and board.may_join(held, command, now) else None
@@ -207,6 +215,8 @@ class Alerts:
         self._covers: dict[tuple[str, str], bool] = {}
         self._has_covers = asyncio.Event()
         self._open: OrderedDict[str, _Open] = OrderedDict()
+        #: Alerts that could not be dealt with, and until when they are passed over.
+        self._failed: dict[str, int] = {}
 
     def now(self) -> datetime:
         """The time by which alerts are raised, answered and escalated."""
@@ -277,7 +287,8 @@ class Alerts:
         Receipts are gathered (``receipt``). The same key again changes nothing: False.
 
         Raises:
-            RemoteProtocolError: bad_request for an unknown alert or a known key with another body; alert_closed,
+            RemoteProtocolError: bad_request for an alert that is unknown or cannot be read, or a known key with another
+                body; alert_closed,
                 forbidden and others by the board's rules.
             LedgerUnavailable: nothing is promised; it may be sent again.
         """
@@ -304,7 +315,12 @@ class Alerts:
             alert_rows.remember(tx, response.user_id, response.key, mac, response.alert_id, last)
             return outcome
 
-        outcome = await self._ledger.transact(work)
+        try:
+            outcome = await self._ledger.transact(work)
+        except SealError as error:
+            # Raised further, it would close the phone, which comes back with the same answer for ever.
+            log.error("alert_not_advanced", alert_id=response.alert_id, error=error_name(error))
+            raise RemoteProtocolError(ErrorCode.BAD_REQUEST, DAMAGED_ALERT) from None
         if outcome is not None:
             self._tell(outcome)
         if response.answer in ("accept", "decline"):
@@ -313,18 +329,21 @@ class Alerts:
 
     async def colleagues(self, department: str) -> Present:
         """Who may be asked to take an alert over: who was here within the last shift and may answer alerts."""
-        present = await self.presence.lately(department, self._clock.monotonic_ms())
-        records = tuple(record for record in present.records if may_answer(record.roles))
-        return msgspec.structs.replace(present, records=records)
+        return _colleagues(await self.presence.lately(department, self._clock.monotonic_ms()))
 
     async def require_colleague(self, department: str, user_id: str | None) -> None:
         """Whom nobody here knows cannot accept. Raises RemoteProtocolError: bad_request.
 
         Where presence is not known, the offer goes out all the same: until it is accepted nothing has changed.
         """
-        present = await self.colleagues(department)
-        if user_id is None or (present.is_whole and all(record.user_id != user_id for record in present.records)):
-            raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "colleague: not of this department, or not here today")
+        if user_id is not None:
+            present = await self.colleagues(department)
+            if not _may_be(present, user_id):
+                # Nobody is refused by what was true a second ago.
+                present = _colleagues(await self.presence.of(department))
+            if _may_be(present, user_id):
+                return
+        raise RemoteProtocolError(ErrorCode.BAD_REQUEST, "colleague: not of this department, or not here today")
 
     def receipt(self, response: Response) -> None:
         """A phone has received or shown an alert. Gathered here and written by ``run`` within a second or so."""
@@ -347,10 +366,28 @@ class Alerts:
     async def since(self, department: str, after_seq: int, limit: int = 256) -> tuple[Recorded, ...]:
         """At most ``limit`` frames of the department's log after ``after_seq``, in order, without holes.
 
+        They begin later where the log does, and leave out what cannot be read: the caller has to tell the gap.
+
         Raises:
             LedgerUnavailable: The ledger does not answer.
         """
-        return await self._ledger.read(lambda tx: alert_rows.since(tx, self.keys, department, after_seq, limit))
+        while True:
+            damaged: list[int] = []
+            found = await self._ledger.read(
+                partial(
+                    alert_rows.since,
+                    keys=self.keys,
+                    department=department,
+                    after_seq=after_seq,
+                    limit=limit,
+                    damaged=damaged,
+                )
+            )
+            if damaged:
+                log.error("alerts_damaged", department=department, first_seq=damaged[0], count=len(damaged))
+            if found or not damaged:
+                return found
+            after_seq = damaged[-1]
 
     async def span(self, department: str) -> Span:
         """What the department's log holds. Raises LedgerUnavailable."""
@@ -366,6 +403,7 @@ class Alerts:
             LedgerUnavailable: The ledger does not answer.
         """
         kept = self._open.get(department)
+        damaged: list[str] = []
 
         def work(tx: Transaction) -> _Open:
             # The number first: what is read after it is as new as it, or newer.
@@ -373,10 +411,12 @@ class Alerts:
             if kept is not None and kept.last_seq == last_seq:
                 return kept
             # Who has a receipt and no answer is told by no notification.
-            found = alert_rows.open_alerts(tx, self.keys, department, MAX_OPEN, who="answered")
+            found = alert_rows.open_alerts(tx, self.keys, department, MAX_OPEN, who="answered", damaged=damaged)
             return _Open(last_seq=last_seq, alerts=tuple(self._notification(alert) for alert in found))
 
         found = await self._ledger.read(work)
+        for alert_id in damaged:
+            log.error("alert_not_advanced", alert_id=alert_id, error=SealError.__name__)
         if found is not kept:
             self._open[department] = found
             self._open.move_to_end(department)
@@ -489,6 +529,18 @@ class Alerts:
                 # What is due now is due at the next whole millisecond of the ledger.
                 await asyncio.sleep(_AT_ONCE_S)
 
+    async def keep_hearing(self) -> None:
+        """Keep to the ledger's time until cancelled: for a process that raises alerts and advances none.
+
+        Without it an alert would begin hours ago, or in hours, wherever this machine's clock is wrong or stood still.
+        """
+        while True:
+            try:
+                await self.hear()
+            except LedgerUnavailable as error:
+                log.warning("alerts_not_swept", error=error_name(error))
+            await asyncio.sleep(HEAR_EVERY_MS / 1000)
+
     async def hear(self) -> int:
         """Read the ledger's clock, and set back what a wrong clock has put into the future; gives how many alerts.
 
@@ -500,85 +552,102 @@ class Alerts:
         if by:
             log.warning("alert_time_set", by_s=round(by.total_seconds()))
         now = self.now()
-        failed: set[str] = set()
-        count = 0
-        while count < SWEEP_ALERTS and len(failed) <= MAX_FAILED:
-            found = await self._ledger.transact(partial(self._set_back_next, failed=failed, now=now))
+        failed = count = 0
+        self._forgive()
+        while count < SWEEP_ALERTS and failed < MAX_FAILED:
+            found = await self._advance(partial(self._set_back_next, now=now))
             if found is None:
                 break
             if isinstance(found, _Failed):
-                failed.add(found.alert_id)
-                log.error("alert_not_advanced", alert_id=found.alert_id, error=found.error)
+                failed += 1
             else:
                 count += 1
         if count:
             log.warning("alerts_set_back", count=count)
         return count
 
-    def _set_back_next(self, tx: Transaction, failed: set[str], now: datetime) -> _Outcome | _Failed | None:
-        alert_id = next(
-            (each for each in alert_rows.ahead(tx, now + STEP, 1 + len(failed)) if each not in failed), None
-        )
+    def _set_back_next(self, tx: Transaction, at: list[str], now: datetime) -> _Outcome | None:
+        ahead = alert_rows.ahead(tx, now + STEP, 1 + len(self._failed))
+        alert_id = next((each for each in ahead if each not in self._failed), None)
         if alert_id is None:
             return None
-        try:
-            alert = alert_rows.lock(tx, self.keys, alert_id)
-            change = None if alert is None else board.set_back(alert, now)
-        except (SealError, msgspec.MsgspecError) as error:
-            return _Failed(alert_id=alert_id, error=error_name(error))
+        at.append(alert_id)
+        alert = alert_rows.lock(tx, self.keys, alert_id)
+        change = None if alert is None else board.set_back(alert, now)
         return None if change is None else self.record(tx, change)
+
+    async def _advance(self, work: Callable[[Transaction, list[str]], T]) -> T | _Failed:
+        """Run ``work`` in a transaction; it puts into its list which alert it is at, before it reads it.
+
+        A fault of that alert is told, and undoes this transaction alone; for a while the alert is passed over.
+
+        Raises:
+            LedgerUnavailable: as ``Ledger.transact``.
+        """
+        at: list[str] = []
+        try:
+            return await self._ledger.transact(lambda tx: work(tx, at))
+        except LedgerUnavailable:
+            raise
+        except Exception as error:
+            if not at:
+                raise
+            log.error("alert_not_advanced", alert_id=at[0], error=error_name(error))
+            self._failed[at[0]] = self._clock.monotonic_ms() + PASSED_OVER_MS
+            return _Failed()
+
+    def _forgive(self) -> None:
+        """Alerts that were passed over long enough are tried again."""
+        now_ms = self._clock.monotonic_ms()
+        self._failed = {alert_id: until_ms for alert_id, until_ms in self._failed.items() if until_ms > now_ms}
 
     async def sweep(self, now: datetime) -> int:
         """Take what is due at ``now``, at most ``SWEEP_ALERTS``, each in a transaction of its own; gives how many.
 
         Two services on one ledger take each timer once between them. An alert that cannot be dealt with is named in
-        the log and left for the next round; it holds up no other.
+        the log and tried again after ``PASSED_OVER_MS``; it holds up no other.
 
         Raises:
             LedgerUnavailable: What was taken before is taken, the rest waits.
         """
         known: dict[str, Present] = {}
-        failed: set[str] = set()
-        taken = 0
-        for _ in range(2 * SWEEP_ALERTS):
-            if taken >= SWEEP_ALERTS or len(failed) > MAX_FAILED:
+        taken = failed = 0
+        self._forgive()
+        for _ in range(3 * SWEEP_ALERTS):
+            if taken >= SWEEP_ALERTS or failed >= MAX_FAILED:
                 break
-            found = await self._ledger.transact(lambda tx: self._fire_next(tx, known, failed, now))
+            found = await self._advance(partial(self._fire_next, known=known, now=now))
             match found:
                 case None:
                     break
                 case _Lacks(department=department):
                     known[department] = await self.presence.of(department)
-                case _Failed(alert_id=alert_id, error=error):
-                    failed.add(alert_id)
-                    log.error("alert_not_advanced", alert_id=alert_id, error=error)
+                case _Failed():
+                    failed += 1
                 case _Outcome():
                     taken += 1
                     self._tell(found)
         return taken
 
     def _fire_next(
-        self, tx: Transaction, known: dict[str, Present], failed: set[str], now: datetime
-    ) -> _Outcome | _Lacks | _Failed | None:
+        self, tx: Transaction, at: list[str], known: dict[str, Present], now: datetime
+    ) -> _Outcome | _Lacks | None:
         """Take the timer that has been due longest; None if nothing is."""
-        due = [each for each in alert_rows.due(tx, now, 1 + len(failed)) if each[0] not in failed]
+        due = [each for each in alert_rows.due(tx, now, 1 + len(self._failed)) if each[0] not in self._failed]
         if not due:
             return None
         alert_id, timer = due[0]
-        try:
-            alert = alert_rows.lock(tx, self.keys, alert_id)
-            if alert is None:
-                return None
-            present = known.get(alert.department)
-            if present is None:
-                return _Lacks(department=alert.department)
-            policy = self.policies.of(alert)
-            target = (board.next_step_target(alert, policy) if timer.kind == "step" else None) or alert.to
-            found = reach.resolve(target, present.records, raised_by=alert.raised_by)
-            change = board.fire(alert, timer, policy, found.people, now, delegates=found.delegates)
-        except (SealError, msgspec.MsgspecError, RemoteProtocolError, ValueError, KeyError) as error:
-            # Of this alert alone; nothing has been written yet.
-            return _Failed(alert_id=alert_id, error=error_name(error))
+        at.append(alert_id)
+        alert = alert_rows.lock(tx, self.keys, alert_id)
+        if alert is None:
+            return None
+        present = known.get(alert.department)
+        if present is None:
+            return _Lacks(department=alert.department)
+        policy = self.policies.of(alert)
+        target = (board.next_step_target(alert, policy) if timer.kind == "step" else None) or alert.to
+        found = reach.resolve(target, present.records, raised_by=alert.raised_by)
+        change = board.fire(alert, timer, policy, found.people, now, delegates=found.delegates)
         metrics.ALERT_LATE_SECONDS.observe(max(0.0, (now - timer.due_at).total_seconds()))
         if change is None:
             alert_rows.set_timers(tx, alert_id, board.timers(alert))
@@ -607,7 +676,7 @@ class Alerts:
                 log.warning("receipts_not_written", error=error_name(error))
                 for heard in answers.values():
                     self._keep_receipt(heard)
-            except (SealError, msgspec.MsgspecError) as error:
+            except Exception as error:  # of this alert alone
                 log.error("alert_not_advanced", alert_id=alert_id, error=error_name(error))
             else:
                 if outcome is not None:
@@ -696,9 +765,6 @@ class _Lacks(msgspec.Struct, frozen=True, kw_only=True):
 class _Failed(msgspec.Struct, frozen=True, kw_only=True):
     """An alert that is due and cannot be dealt with."""
 
-    alert_id: str
-    error: str
-
 
 class _Heard(msgspec.Struct, frozen=True, kw_only=True):
     """The furthest receipt of one person for one alert, and when each kind came first."""
@@ -782,6 +848,16 @@ def _at_home(response: Response, alert: Alert) -> Response:
     if response.answer in ("stand_down", "done") and alert.raised_by == response.user_id:
         return msgspec.structs.replace(response, department=alert.department)
     return response
+
+
+def _colleagues(present: Present) -> Present:
+    records = tuple(record for record in present.records if may_answer(record.roles))
+    return msgspec.structs.replace(present, records=records)
+
+
+def _may_be(present: Present, user_id: str) -> bool:
+    """Whether somebody is among these people, as far as is known."""
+    return not present.is_whole or any(record.user_id == user_id for record in present.records)
 
 
 def _nobody(_department: str, _recorded: tuple[Recorded, ...]) -> None:

@@ -11,6 +11,8 @@ import secrets
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from chatd.actions.catalogue import alert_of
 from chatd.actions.rules import Proposal
 from chatd.alerts.model import RECEIPTS, Raise, Response
@@ -108,7 +110,10 @@ async def answer_alert(connection: Connection, frame: AlertResponse) -> None:
     principal, alerts = _principal(connection), connection.node.alerts
     response = Response(
         key=frame.client_msg_id,
-        user_id=principal.user_id,
+        # As for raising: a person whose id looks like a machine's does not end what that machine has raised.
+        user_id=raiser(principal.user_id, principal.roles)
+        if principal.user_id.startswith("service:")
+        else principal.user_id,
         roles=principal.roles,
         department=connection.department,
         alert_id=frame.alert_id,
@@ -157,6 +162,7 @@ async def set_presence(connection: Connection, frame: PresenceSet) -> None:
             state=frame.state,
             until=None if until is None else iso_ms(until),
             delegate_to=frame.delegate_to,
+            is_accepted=availed.is_accepted,
             client_msg_id=frame.client_msg_id,
         )
     )
@@ -165,8 +171,13 @@ async def set_presence(connection: Connection, frame: PresenceSet) -> None:
 async def _ask(
     connection: Connection, frame: PresenceSet, availed: Availed, before: Availed | None, now: datetime
 ) -> Availed:
-    """Ask the delegate by an alert; who was asked by this command before, and has accepted, covers already."""
+    """Ask the delegate by an alert, unless they have accepted for that long already.
+
+    Asked anew they would stand in for nobody until they have answered, though they had agreed.
+    """
     alerts, delegate = connection.node.alerts, frame.delegate_to
+    if before is not None and _has_agreed(before, availed):
+        return msgspec.structs.replace(before, state=availed.state, until=availed.until)
     timed, untimed = _COVER_TEXT["pt" if connection.lang.lower().startswith("pt") else "en"]
     name = _principal(connection).name
     # As the frame has it: sent again, it must be the same request.
@@ -195,6 +206,13 @@ async def _ask(
     return Availed(
         state=availed.state, until=availed.until, delegate_to=delegate, ask=raised.alert_id, is_accepted=is_accepted
     )
+
+
+def _has_agreed(before: Availed, availed: Availed) -> bool:
+    """Whether the delegate stands in now, and has said that they will until ``availed`` ends."""
+    if not before.is_accepted or before.delegate_to != availed.delegate_to:
+        return False
+    return before.until is None or (availed.until is not None and availed.until <= before.until)
 
 
 async def _withdraw(connection: Connection, alert_id: str, now: datetime) -> None:

@@ -136,7 +136,7 @@ class Connection:
         self.due_ms: int | None = None
         #: What the phone was last told of the model; None before its welcome.
         self.mode_told: ModeChange | None = None
-        self._gone = asyncio.Event()
+        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._is_told = False
         self._close_wanted: asyncio.Future[Closing] = asyncio.get_running_loop().create_future()
         self._transport: Transport | None = websocket.scope.get("extensions", {}).get(EXTENSION)
@@ -162,7 +162,7 @@ class Connection:
         try:
             await self._serve()
         finally:
-            self._gone.set()
+            self._gone.set_result(None)
 
     async def _serve(self) -> None:
         offered = self._websocket.scope.get("subprotocols", [])
@@ -231,6 +231,7 @@ class Connection:
         try:
             resume_from = await self._unless_closing(self._open(hello))
             note(self, "session.open", detail=self.channel)
+            del hello  # and its token, for as long as the connection lives
             # Alerts overtake whatever waits, but not the welcome.
             self._alerts_after = self._outbox.replies_offered
             self._admit_alerts()
@@ -317,6 +318,7 @@ class Connection:
         self.here = Here(
             department=self.department, user_id=self.user_id, channel=self.channel, roles=tuple(principal.roles)
         )
+        self.node.came(self.here)
 
     async def _verify(self, token: str) -> Principal:
         try:
@@ -679,7 +681,7 @@ class Connection:
             await asyncio.sleep(after_s)
         # One that is not open yet has nothing to finish.
         self.close_soon(CloseCode.RESTART, after_ms=_COME_BACK_MS)
-        await self._gone.wait()
+        await asyncio.shield(self._gone)
 
     def _goaway(self, code: CloseCode, after_ms: int) -> None:
         self._is_told = True

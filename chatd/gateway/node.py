@@ -134,7 +134,7 @@ class Node:
         self._may_have_missed = False
         self._departments: tuple[DepartmentLayer, ...] = ()
         self._departments_at_ms: int | None = None
-        self._departments_read: asyncio.Task[tuple[DepartmentLayer, ...]] | None = None
+        self._departments_read: asyncio.Task[None] | None = None
         self._to_ring: dict[str, int] = {}
         self._has_to_ring = asyncio.Event()
         runs.on_appended = self.ring
@@ -234,14 +234,18 @@ class Node:
 
     async def _read_departments(self) -> None:
         if self._departments_read is None:
-            self._departments_read = asyncio.create_task(self.store.departments())
-            self._departments_read.add_done_callback(self._have_read_departments)
+            self._departments_read = asyncio.create_task(self._ask_for_departments())
+            # Whoever asked may be gone before it fails.
+            self._departments_read.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(self._departments_read)
 
-    def _have_read_departments(self, task: asyncio.Task[tuple[DepartmentLayer, ...]]) -> None:
-        self._departments_read = None
-        if not task.cancelled() and task.exception() is None:
-            self._departments, self._departments_at_ms = task.result(), self.clock.monotonic_ms()
+    async def _ask_for_departments(self) -> None:
+        try:
+            self._departments = await self.store.departments()
+            self._departments_at_ms = self.clock.monotonic_ms()
+        finally:
+            # Not in a callback of the task: somebody may ask between its end and that.
+            self._departments_read = None
 
     # --- alerts ---
 
@@ -265,6 +269,11 @@ class Node:
     def phones_here(self) -> tuple[Here, ...]:
         """This node's open phones, each connection once."""
         return tuple(connection.here for connection in self._connections if connection.here is not None)
+
+    def came(self, here: Here) -> None:
+        """Whose phone this is was just found out: the other nodes hear of it at once, not only with the next beat."""
+        if self._alerts is not None:
+            self._alerts.presence.came(here)
 
     async def _ring_out(self) -> None:
         """Tell the other nodes how far the departments' logs have grown; a ring that is lost, their sweep mends."""

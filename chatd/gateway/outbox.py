@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections import deque
 
 import msgspec
 
@@ -51,10 +50,11 @@ class Outbox:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._lanes: tuple[deque[bytes], deque[bytes]] = (deque(), deque())
+        # Lists, and a future only while somebody waits: thousands of these are empty nearly always.
+        self._lanes: tuple[list[bytes], list[bytes]] = ([], [])
         self._deltas: dict[tuple[str, str, int], list[str]] = {}
         self._waiting_bytes = 0
-        self._not_empty = asyncio.Event()
+        self._not_empty: asyncio.Future[None] | None = None
         self._alert_bytes = 0
         self._taken: Lane | None = None
         #: Frames that have been offered to the reply lane, and written out of it, since the beginning.
@@ -106,8 +106,11 @@ class Outbox:
     async def take(self) -> bytes | Words:
         """The next frame to write, or text that is still to be numbered; waits for one if there is none."""
         while (next_one := self._pop()) is None:
-            self._not_empty.clear()
-            await self._not_empty.wait()
+            self._not_empty = asyncio.get_running_loop().create_future()
+            try:
+                await self._not_empty
+            finally:
+                self._not_empty = None
         return next_one
 
     def written(self) -> Lane:
@@ -123,12 +126,13 @@ class Outbox:
         if self._waiting_bytes + size_bytes > self._max_bytes:
             raise SlowConsumer(self._waiting_bytes, self._max_bytes)
         self._waiting_bytes += size_bytes
-        self._not_empty.set()
+        if self._not_empty is not None and not self._not_empty.done():
+            self._not_empty.set_result(None)
 
     def _pop(self) -> bytes | Words | None:
         for kind in (Lane.ALERT, Lane.REPLY):
             if self._lanes[kind]:
-                frame = self._lanes[kind].popleft()
+                frame = self._lanes[kind].pop(0)
                 self._waiting_bytes -= len(frame)
                 if kind is Lane.ALERT:
                     self._alert_bytes -= len(frame)

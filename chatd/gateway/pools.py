@@ -113,8 +113,10 @@ class Event:
         plain = cast(bytes, self._payloads[_PLAIN])
         if variant.push:
             fields = msgspec.json.decode(plain)
-            if fields.get("patient_id") is not None:
-                plain = msgspec.json.encode({**fields, "patient_id": None})
+            # A dedup key may be made of the patient's number.
+            named = [name for name in ("patient_id", "dedup_key") if fields.get(name) is not None]
+            if named:
+                plain = msgspec.json.encode({**fields, **dict.fromkeys(named)})
         return codec.json_to_msgpack(plain) if variant.msgpack else plain
 
 
@@ -312,8 +314,13 @@ class Pool:
 
     # --- what happens ---
 
-    def learn(self, span: Span) -> None:
-        """What the ledger's log holds, or held a moment ago."""
+    def learn(self, span: Span, *, head_before: int | None = None) -> None:
+        """What the ledger's log holds, or held a moment ago.
+
+        ``head_before``: the head when it was asked, where it was asked after that.
+        """
+        if head_before is not None and span.last_seq < head_before:
+            self.went_back(span.last_seq)
         self.first_seq = max(self.first_seq, span.first_seq)
         if self.head is None:
             self.head = span.last_seq
@@ -335,11 +342,30 @@ class Pool:
         """
         written = 0
         for recorded in events:
+            if self.head is not None and recorded.alert_seq <= self.head and self._is_another(recorded):
+                self.went_back(recorded.alert_seq - 1)
             if self.head is None or recorded.alert_seq > self.head + 1:
                 self.heard(recorded.alert_seq)
             elif recorded.alert_seq == self.head + 1:
                 written += self._deliver(Event(recorded))
         return written
+
+    def _is_another(self, recorded: Recorded) -> bool:
+        """Whether an event of this number was handed out that says something else."""
+        at = recorded.alert_seq - self._recent[0].alert_seq if self._recent else -1
+        return at >= 0 and self._recent[at].payload(_PLAIN) != recorded.frame
+
+    def went_back(self, alert_seq: int) -> None:
+        """The log ends before what was handed out here: a copy of the ledger without its last events took its place.
+
+        Its numbers are given anew, to other events. Whoever has the old ones begins anew, and nobody would take the
+        new ones for what they have.
+        """
+        log.error("alerts_went_back", department=self.department, by=cast(int, self.head) - alert_seq)
+        self.rung, self.open_at, self.knows_open = alert_seq, None, False
+        self._pages.clear()
+        self._ringing.clear()
+        self.jump(alert_seq)
 
     def _deliver(self, event: Event) -> int:
         alert_seq = self.head = event.alert_seq
@@ -654,6 +680,8 @@ class Pools:
                         # The sweep tries again.
                         self._answered(False)
                         log.warning("alerts_not_read", error=error_name(error))
+                    except Exception as error:  # one department's fault is not the others'
+                        log.error("alerts_not_read", error=error_name(error))
         finally:
             await tasks.end([sweeping, *self._reads])
 
@@ -718,12 +746,14 @@ class Pools:
             pool.must_check = True
         if pool.must_check:
             pool.must_check = False
-            pool.learn(await self._alerts.span(pool.department))
+            head = pool.head
+            pool.learn(await self._alerts.span(pool.department), head_before=head)
             self._answered(True)
         if not pool.knows_open:
-            for notification in await self.open_alerts(pool.department) or ():
+            found_open = await self.open_alerts(pool.department)
+            for notification in found_open or ():
                 pool.note(notification)
-            pool.knows_open = True
+            pool.knows_open = found_open is not None
         while pool.rung > cast(int, pool.head):
             wanted, head = pool.rung, cast(int, pool.head)
             found = await self._alerts.since(pool.department, head, PAGE)

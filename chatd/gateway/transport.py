@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -91,6 +91,36 @@ class Transport:
             self.on_writable(False)
 
 
+class Inbox:
+    """What waits for the application, with as much of ``asyncio.Queue`` as uvicorn uses; one task reads it.
+
+    A queue of asyncio takes 3 KiB, and nearly all connections are at rest. Cancelling ``get`` loses nothing.
+    """
+
+    __slots__ = ("_waiter", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: list[Any] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put_nowait(self, item: Any) -> None:
+        self._waiting.append(item)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def empty(self) -> bool:
+        return not self._waiting
+
+    async def get(self) -> Any:
+        while not self._waiting:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._waiting.pop(0)
+
+
 class ChatdProtocol(WebSocketsSansIOProtocol):
     """uvicorn's sans-I/O protocol; its own keepalive is off (it would close with 1011, not 4001).
 
@@ -106,6 +136,7 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.queue = cast(Any, Inbox())
         self.close_timeout = self.limits.close_within_s
         self._unread = bytearray()
         self._is_held = False
@@ -196,6 +227,8 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
+        # The scope has all of it that is needed.
+        del self.request
         if not self.close_sent:
             # The application's task has been made but not yet run: it will see the extension.
             self.chatd_transport = Transport(self)
@@ -268,6 +301,8 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
                 self.transport.pause_reading()
             if self._next_slice is None:
                 self._go_on()
+        if message["type"] == "websocket.accept":
+            del self.response
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()

@@ -82,16 +82,19 @@ async def welcome(connection: Connection, hello: Hello) -> int:
     )
     if plan.resumed and alerts.gap_reason is not None:
         plan = ResumePlan(resumed=False, replay_from=opened.seq + 1, replay=0, gap_reason=alerts.gap_reason)
-    if not plan.resumed and not alerts.is_away:
-        alerts = AlertPlan(after=alerts.last_seq, last_seq=alerts.last_seq)
+    # After the position was found: an alert raised in between comes twice, and one is never in neither.
+    open_alerts = None if plan.resumed else await _open_alerts(connection, alerts)
+    if not plan.resumed:
+        # Without the open alerts it stands before all of them: it must not come back as one that has shown them.
+        last_seq = 0 if open_alerts is None else alerts.last_seq
+        alerts = AlertPlan(after=last_seq, last_seq=last_seq, is_away=open_alerts is None)
+        connection.is_stranger = open_alerts is None
     resume_from = plan.replay_from - 1
     # What a client that resumed says it holds is never sent to it again; one that begins anew may ask for it.
     connection.repeats_up_to = 0 if plan.resumed else resume_from
     connection.session.opened(
         opened.epoch, resume_from, alerts.after, now_ms=node.clock.monotonic_ms(), idle_ms=opened.idle_ms
     )
-    # After the position was found: an alert raised in between comes twice, and one is never in neither.
-    open_alerts = None if plan.resumed else await _open_alerts(connection, alerts)
     if connection.compat:
         for notification in open_alerts or ():
             connection.send(notification)
@@ -104,7 +107,7 @@ async def welcome(connection: Connection, hello: Hello) -> int:
         is_new = not opened.existed and resume is None
         snapshot = Snapshot() if is_new else await _snapshot(connection, opened)
         connection.send(msgspec.structs.replace(snapshot, open_alerts=open_alerts or ()))
-    if connection.is_stranger or alerts.is_away:
+    if alerts.is_away:
         connection.send_error(RemoteProtocolError(ErrorCode.INTERNAL, ALERTS_AWAY))
     return resume_from
 
@@ -118,22 +121,17 @@ async def _alerts(connection: Connection, hello: Hello) -> AlertPlan:
     span = await pools.span(connection.department, at_least=stands_at)
     if span is not None:
         return alert_plan(hello.resume, first_seq=span.first_seq, last_seq=span.last_seq)
-    connection.is_stranger = hello.resume is None or not (hello.resume.epoch or stands_at)
     return AlertPlan(after=stands_at, last_seq=stands_at, is_away=True)
 
 
-async def _open_alerts(connection: Connection, alerts: AlertPlan) -> tuple[SystemNotification, ...]:
-    """The department's open alerts, as this channel may see them; marks the phone where they are not to be had."""
+async def _open_alerts(connection: Connection, alerts: AlertPlan) -> tuple[SystemNotification, ...] | None:
+    """The department's open alerts, as this channel may see them; None: the ledger does not answer."""
     pools = connection.node.pools
     if pools is None:
         return ()
     found = None if alerts.is_away else await pools.open_alerts(connection.department)
-    if found is None:
-        # A phone that begins without them does not know what is open, wherever it stands.
-        connection.is_stranger = True
-        return ()
-    if connection.channel == "push":
-        return tuple(msgspec.structs.replace(each, patient_id=None) for each in found)
+    if found is not None and connection.channel == "push":
+        return tuple(msgspec.structs.replace(each, patient_id=None, dedup_key=None) for each in found)
     return found
 
 

@@ -33,6 +33,7 @@ from chatd.ledger.tables import (
     kept_ms,
     ledger_keys,
 )
+from context.seal import SealError
 
 _URGENCY: Final = {"low": 0, "normal": 1, "high": 2, "critical": 3}
 _CLOSED: Final = tuple(sorted(CLOSED))
@@ -258,20 +259,33 @@ def append(
     return recorded
 
 
-def since(tx: Transaction, keys: DayKeys, department: str, after_seq: int, limit: int) -> tuple[Recorded, ...]:
+def since(
+    tx: Transaction,
+    keys: DayKeys,
+    department: str,
+    after_seq: int,
+    limit: int,
+    *,
+    damaged: list[int] | None = None,
+) -> tuple[Recorded, ...]:
     """At most ``limit`` events after ``after_seq``, in order and without holes.
 
     They begin at ``after_seq`` + 1, or at the log's ``first_seq`` where that is later: then what lies between is
-    forgotten, and the caller has to say so.
+    forgotten, and the caller has to say so. ``damaged``: gets the numbers of events that cannot be read, which are
+    then left out; a hole that the caller has to tell.
     """
     rows = tx.connection.execute(_EVENTS_SINCE, {"of": department, "after": after_seq, "limit": limit})
-    return tuple(
-        Recorded(
-            alert_seq=row.alert_seq,
-            frame=keys.open(tx, row.key_day, row.frame_sealed, aad=_frame_place(department, row.alert_seq)),
-        )
-        for row in rows.all()
-    )
+    found = []
+    for row in rows.all():
+        try:
+            frame = keys.open(tx, row.key_day, row.frame_sealed, aad=_frame_place(department, row.alert_seq))
+        except SealError:
+            if damaged is None:
+                raise
+            damaged.append(row.alert_seq)
+        else:
+            found.append(Recorded(alert_seq=row.alert_seq, frame=frame))
+    return tuple(found)
 
 
 def span(tx: Transaction, department: str) -> Span:
@@ -280,14 +294,31 @@ def span(tx: Transaction, department: str) -> Span:
     return Span(first_seq=1, last_seq=0) if row is None else Span(first_seq=row.first_seq, last_seq=row.alert_seq)
 
 
-def open_alerts(tx: Transaction, keys: DayKeys, department: str, limit: int, *, who: Who = "all") -> tuple[Alert, ...]:
+def open_alerts(
+    tx: Transaction,
+    keys: DayKeys,
+    department: str,
+    limit: int,
+    *,
+    who: Who = "all",
+    damaged: list[str] | None = None,
+) -> tuple[Alert, ...]:
     """At most ``limit`` alerts of a department that are not closed: most urgent first, of these the oldest first.
 
     ``who``: which of their people are read, because they are most of the rows; the others are missing in ``people``.
+    ``damaged``: gets the ids of alerts that cannot be read, which are then left out: one must not hide the others.
     """
     found = tx.connection.execute(_OPEN, {"of": department, "limit": limit}).mappings().all()
     people = {} if who == "nobody" else _people(tx, [row["alert_id"] for row in found], _WHO[who])
-    return tuple(_opened(tx, keys, row, people.get(row["alert_id"], [])) for row in found)
+    alerts_found = []
+    for row in found:
+        try:
+            alerts_found.append(_opened(tx, keys, row, people.get(row["alert_id"], [])))
+        except (SealError, msgspec.MsgspecError):
+            if damaged is None:
+                raise
+            damaged.append(row["alert_id"])
+    return tuple(alerts_found)
 
 
 def by_dedup(tx: Transaction, keys: DayKeys, department: str, dedup_mac: str, not_before: datetime) -> Alert | None:

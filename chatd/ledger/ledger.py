@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -171,12 +171,12 @@ class Ledger:
         if self._closed:
             return
         self._closed = True
-        last = asyncio.wrap_future(self._thread.submit(self._engine.dispose))
+        last = self._thread.submit(self._engine.dispose)
         self._thread.shutdown(wait=False)
         # A disk that does not answer must not hold up the rest of the drain.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timeout_s):
-                await asyncio.shield(last)
+                await _ended(last)
 
     async def _call(self, job: Callable[[], T]) -> T:
         try:
@@ -202,9 +202,9 @@ class Ledger:
 
         try:
             async with asyncio.timeout(self._timeout_s):
-                # Shielded, so that a job keeps its place among those that wait until the thread has passed it by:
-                # with a disk that has stopped, callers that gave up would otherwise pile up unseen.
-                return await asyncio.shield(asyncio.wrap_future(self._thread.submit(run)))
+                # Not cancelled with its caller, so that a job keeps its place among those that wait until the thread
+                # has passed it by: with a disk that has stopped, callers that gave up would otherwise pile up unseen.
+                return await _ended(self._thread.submit(run))
         except TimeoutError:
             raise LedgerUnavailable(Why.TIMEOUT) from None
         finally:
@@ -262,6 +262,17 @@ class Ledger:
                 raise LedgerUnavailable(Why.SCHEMA) from None
         self._has_tables = True
         self._file = None if path is None else _identity(path)
+
+
+async def _ended(job: Future[T]) -> T:
+    """What a job of the ledger's thread gives. It goes on when the caller is cancelled; then nobody hears how it ends.
+
+    ``asyncio.shield`` would have the loop report such an error as one that was never retrieved.
+    """
+    ended = asyncio.wrap_future(job)
+    ended.add_done_callback(lambda future: future.cancelled() or future.exception())
+    await asyncio.wait([ended])
+    return ended.result()
 
 
 def _why(error: SQLAlchemyError) -> Why:

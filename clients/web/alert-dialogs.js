@@ -137,12 +137,27 @@ export class RaiseDialog extends Dialog {
 export const STATES = ["available", "busy", "in_procedure", "off"];
 const SPANS_MIN = [30, 60, 120, 240, 480];
 
+/** What a person has said of themselves, as long as it holds at `now` (server's Unix ms); null: nothing does. */
+export function stillSaid(presence, now) {
+  if (!presence || presence.state === "available") return presence ?? null;
+  return presence.until && Date.parse(presence.until) <= now ? null : presence;
+}
+
+/** The command of the form. until: "" (open), minutes from `now` on, or the moment that was known already. One that is over by then the server refuses: left out, it would hold for half a day. */
+export function presenceFrame(state, until, delegate, now) {
+  const frame = { type: "presence", state };
+  if (state === "available") return frame;
+  if (until) frame.until = /^\d+$/.test(until) ? new Date(now + Number(until) * 60_000).toISOString() : until;
+  if (delegate.trim()) frame.delegate_to = delegate.trim();
+  return frame;
+}
+
 export class PresenceDialog extends Dialog {
   /** bell: the page's sound; send(frame) submits the presence and returns its id. */
   build(bell, send) {
     const { t, view } = this;
     const { conversation } = view;
-    const mine = conversation.presence.get(conversation.book.me.user_id);
+    const mine = stillSaid(conversation.presence.get(conversation.book.me.user_id), this._serverNow());
     const people = [...conversation.presence.keys()].filter((id) => id !== conversation.book.me.user_id);
     this._send = send;
     this.title(t("presence.title"));
@@ -166,8 +181,8 @@ export class PresenceDialog extends Dialog {
         h(
           "div",
           { "data-more": true, hidden: now === "available" },
-          h("label", { class: "field" }, t("presence.until"), h("select", { name: "until" }, h("option", { value: "" }, t("presence.until_open")), SPANS_MIN.map((minutes) => h("option", { value: String(minutes) }, t("presence.for", { span: view.texts.span(minutes * 60_000) }))))),
-          h("label", { class: "field" }, t("presence.delegate"), h("input", { name: "delegate", list: "presence-people", pattern: ID_PATTERN, maxlength: "128", autocomplete: "off", "aria-describedby": "delegate-help", placeholder: t("raise.user_help") }), h("datalist", { id: "presence-people" }, people.map((id) => h("option", { value: id })))),
+          h("label", { class: "field" }, t("presence.until"), h("select", { name: "until" }, mine?.until && h("option", { value: mine.until, selected: true }, t("presence.until_time", { time: view.texts.time(mine.until, view.now()) })), h("option", { value: "" }, t("presence.until_open")), SPANS_MIN.map((minutes) => h("option", { value: String(minutes) }, t("presence.for", { span: view.texts.span(minutes * 60_000) }))))),
+          h("label", { class: "field" }, t("presence.delegate"), h("input", { name: "delegate", value: mine?.delegate_to ?? "", list: "presence-people", pattern: ID_PATTERN, maxlength: "128", autocomplete: "off", "aria-describedby": "delegate-help", placeholder: t("raise.user_help") }), h("datalist", { id: "presence-people" }, people.map((id) => h("option", { value: id })))),
           h("p", { class: "small quiet", id: "delegate-help" }, t("presence.delegate_help")),
         ),
         h("label", { class: "reason" }, h("input", { type: "checkbox", name: "sound", checked: bell.on, onchange: (event) => { bell.on = event.target.checked; if (bell.on) bell.unlock(); } }), t("presence.sound")),
@@ -180,17 +195,13 @@ export class PresenceDialog extends Dialog {
     this._body.querySelector("[data-more]").hidden = this._body.querySelector("input[name=state]:checked").value === "available";
   }
 
+  _serverNow() {
+    return this.view.now() + this.view.conversation.clockOffsetMs;
+  }
+
   _submit(data) {
     const { view } = this;
-    const state = String(data.get("state"));
-    const frame = { type: "presence", state };
-    if (state !== "available") {
-      const minutes = Number(data.get("until"));
-      if (minutes > 0) frame.until = new Date(view.now() + view.conversation.clockOffsetMs + minutes * 60_000).toISOString();
-      const delegate = String(data.get("delegate")).trim();
-      if (delegate) frame.delegate_to = delegate;
-    }
-    this._id = this._send(frame);
+    this._id = this._send(presenceFrame(String(data.get("state")), String(data.get("until")), String(data.get("delegate")), this._serverNow()));
     this.content(h("p", { role: "status" }, view.isLive() ? this.t("presence.saving") : this.t("presence.waiting")));
   }
 

@@ -838,7 +838,8 @@ def deaf() -> dict[str, Any]:
         end = time.monotonic() + 12
         while time.monotonic() < end:
             crowd.read(0.1)
-        phone.socket.settimeout(WAIT_S)
+        # What it is given now, or its end; pings would go on for ever.
+        phone.socket.settimeout(3)
         got = 0
         try:
             while data := phone.socket.recv(65536):
@@ -895,10 +896,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, ((cost, wait), (memory, hello)) = pyplot.subplots(2, 2, figsize=(11, 8.5), layout="constrained")
     for name in dict.fromkeys(row["server"] for row in rows):
-        mine = [row for row in rows if row["server"] == name]
+        mine = sorted((row for row in rows if row["server"] == name), key=lambda row: int(row["subscribers"]))
         at = [row["subscribers"] for row in mine]
         cost.plot(at, [row["us_per_frame"] for row in mine], marker="o", label=name)
-        (line,) = wait.plot(at, [row["p99_ms"] for row in mine], marker="o", label=f"{name}, p99")
+        (line,) = wait.plot(at, [row["p99_ms"] for row in mine], marker="o", label=name)
         wait.plot(at, [row["p50_ms"] for row in mine], marker=".", linestyle=":", color=line.get_color())
         memory.plot(at, [row["rss_kib_each"] for row in mine], marker="o", label=name)
         hello.plot(at, [row["handshake_us"] / 1000 for row in mine], marker="o", label=name)
@@ -912,7 +913,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.get_xaxis().set_major_formatter(mpl.ticker.ScalarFormatter())
         axes.minorticks_off()
         axes.grid(visible=True, alpha=0.3)
-        axes.legend()
+    handles, names = cost.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
 
 

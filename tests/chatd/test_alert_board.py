@@ -523,6 +523,22 @@ def test_join_of_higher_priority_rings() -> None:
     assert due(again)["step"] == 10 + 60
 
 
+def test_join_of_higher_priority_escalates_what_was_unanswered() -> None:
+    """Whom no step of a lower policy was left to call, the steps of the higher one call."""
+    low = raised("low", (), priority="low", dedup_key="d", to=AlertTarget(user="dr.santos"))
+    unanswered = fired(low, "step", ())
+    assert unanswered.alert.state == "unanswered"
+    new = command(dedup_key="d", to=AlertTarget(user="dr.santos"))
+    at = NOW + timedelta(seconds=POLICIES.choose("", "low").unanswered_after_s + 1)
+    policy = POLICIES.choose("", "critical")
+    assert board.may_join(unanswered.alert, new, at)
+    higher = board.join(unanswered.alert, new, policy, at)
+    assert (higher.alert.state, events(higher)) == ("delivering", ["joined", "repeated"])
+    assert higher.alert.next_step_at is not None
+    charge = fired(higher, "step", ())
+    assert charge.alert.to == AlertTarget(role="charge_nurse")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

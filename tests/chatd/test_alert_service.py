@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ from redis.asyncio import Redis
 
 from chatd import tasks
 from chatd.alerts import presence
-from chatd.alerts.model import Answer, Priority, Raise, Recorded, Response, Seen
+from chatd.alerts.model import Answer, Change, Priority, Raise, Recorded, Response, Seen
 from chatd.alerts.permissions import PRIORITIES, RIGHTS, may_answer, may_raise, raiser
 from chatd.alerts.policies import Policies
 from chatd.alerts.presence import MAX_LATELY, Availed, Here, Presence, PresenceUnavailable, Present
-from chatd.alerts.service import Alerts, _Heard, _Receipts
+from chatd.alerts.service import MAX_FAILED, Alerts, _Heard, _Receipts
+from chatd.clock import SteadyClock
 from chatd.ledger import Ledger, LedgerUnavailable, Transaction
 from chatd.ledger.day_keys import DayKeys
-from context.seal import KeyRing, Sealer
+from context.seal import KeyRing, Sealer, SealError
 from protocols.errors import ErrorCode, RemoteProtocolError
 from protocols.frames import AlertTarget, Reach
 from tests.redis_server import RedisServer
@@ -445,6 +446,30 @@ async def test_a_clock_that_is_set_makes_no_step_early(make: Make) -> None:
     assert await node.alerts.sweep(node.alerts.now()) == 1
 
 
+async def test_process_that_only_raises_keeps_to_the_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its machine slept for half a day its alerts begin now, and do not end in the moment they begin."""
+    node = await make()
+    node.alerts.steady = SteadyClock(node.clock, lambda: True)
+    node.clock.wall += timedelta(hours=13)
+    hear, heard = node.alerts.hear, asyncio.Event()
+
+    async def hears() -> int:
+        count = await hear()
+        heard.set()
+        return count
+
+    monkeypatch.setattr(node.alerts, "hear", hears)
+    task = asyncio.create_task(node.alerts.keep_hearing())
+    try:
+        async with asyncio.timeout(20):
+            await heard.wait()
+    finally:
+        await tasks.end([task])
+    await node.alerts.raise_(command(), node.alerts.now())
+    assert await node.alerts.sweep(node.clock.wall) == 0
+    assert node.events() == ["raised"]
+
+
 async def test_one_alert_that_cannot_be_read_holds_up_no_other(make: Make, tmp_path: Path) -> None:
     """A damaged row is left where it is and the alerts behind it are taken."""
     node = await make()
@@ -455,6 +480,68 @@ async def test_one_alert_that_cannot_be_read_holds_up_no_other(make: Make, tmp_p
         other.commit()
     assert await node.alerts.sweep(T0 + timedelta(seconds=20)) == 1
     assert node.events() == ["raised", "raised", "repeated"]
+
+
+async def test_many_alerts_that_cannot_be_read_hold_up_no_other(make: Make, tmp_path: Path) -> None:
+    """Also where more are damaged than one round looks at, those behind them ring."""
+    node = await make()
+    for n in range(MAX_FAILED + 1):
+        await node.alerts.raise_(command(f"k-{n}", raised_by=f"dr.{n}"), T0)
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite3")) as other:
+        other.execute("UPDATE alerts SET body_sealed = x'00'")
+        other.commit()
+    await node.alerts.raise_(command("k-last"), T0 + timedelta(seconds=1))
+    for _ in range(2):
+        taken = await node.alerts.sweep(T0 + timedelta(seconds=20))
+    assert taken == 1
+    assert node.events()[-1] == "repeated"
+
+
+async def test_alert_whose_change_cannot_be_written_holds_up_no_other(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault while a step is recorded undoes that step alone."""
+    node = await make()
+    broken = await node.alerts.raise_(command("k-1"), T0)
+    await node.alerts.raise_(command("k-2"), T0 + timedelta(seconds=1))
+    record = node.alerts.record
+
+    def fails(tx: Transaction, change: Change, **options: bool) -> object:
+        if change.alert.alert_id == broken.alert_id:
+            raise SealError("key_unknown")
+        return record(tx, change, **options)
+
+    monkeypatch.setattr(node.alerts, "record", fails)
+    assert await node.alerts.sweep(T0 + timedelta(seconds=20)) == 1
+    monkeypatch.undo()
+    assert await node.alerts.sweep(T0 + timedelta(seconds=20)) == 0
+    node.clock.pass_s(10)
+    assert await node.alerts.sweep(T0 + timedelta(seconds=30)) == 1
+    assert node.events() == ["raised", "raised", "repeated", "repeated"]
+
+
+async def test_damaged_rows_hide_no_other_alert(make: Make, tmp_path: Path) -> None:
+    """Whoever comes in, asks again or raises in a storm gets what can be read."""
+    node = await make()
+    damaged = await node.alerts.raise_(command("k-1", dedup_key="d"), T0)
+    whole = await node.alerts.raise_(command("k-2"), T0)
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite3")) as other:
+        other.execute("UPDATE alerts SET body_sealed = x'00' WHERE alert_id = ?", (damaged.alert_id,))
+        triggers = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'alert_events'"
+        for (name,) in other.execute(triggers).fetchall():
+            other.execute(f"DROP TRIGGER {name}")
+        other.execute("UPDATE alert_events SET frame_sealed = x'00' WHERE alert_seq = 1")
+        other.commit()
+    assert [each.alert_id for each in await node.alerts.open_alerts("cardiology")] == [whole.alert_id]
+    assert [each.alert_seq for each in await node.alerts.since("cardiology", 0)] == [2]
+    assert [each.alert_seq for each in await node.alerts.since("cardiology", 0, limit=1)] == [2]
+    again = await node.alerts.raise_(command("k-3", dedup_key="d"), T0)
+    assert again.alert_id != damaged.alert_id
+    for n in range(8):
+        await node.alerts.raise_(command(f"k-s{n}"), T0)
+    with pytest.raises(RemoteProtocolError) as caught:
+        await node.alerts.respond(response(damaged.alert_id, "accept"), T0)
+    assert caught.value.code is ErrorCode.BAD_REQUEST
 
 
 async def test_retention_destroys_and_moves_the_log(make: Make) -> None:
@@ -592,6 +679,73 @@ async def test_presence_knows_the_phones_of_all_gateways(make: Make, redis: Redi
     assert (await second.presence.of("cardiology")).records == ()
 
 
+async def test_presence_of_newcomers_is_told_at_once(
+    make: Make, patient_presence: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another gateway hears of them without waiting for the beat; those who come together cost one round trip."""
+    monkeypatch.setattr(presence, "BEAT_S", 3_600.0)
+    first, second = await make("n-1"), await make("n-2")
+    said, is_said = list[int](), asyncio.Event()
+    say = first.presence._say
+
+    async def counted(phones: Iterable[Here]) -> None:
+        told = tuple(phones)
+        await say(told)
+        said.append(len(told))
+        is_said.set()
+
+    async def until(count: int) -> None:
+        async with asyncio.timeout(20):
+            while len(said) < count:
+                is_said.clear()
+                await is_said.wait()
+
+    first.presence._say = counted  # type: ignore[method-assign]
+    running = asyncio.create_task(first.presence.run())
+    try:
+        await until(1)
+        for user in DOCTORS:
+            first.presence.came(Here(department="icu", user_id=user, channel="app", roles=("physician",)))
+        first.presence.came(Here(department="icu", user_id="wall", channel="board"))
+        await until(2)
+        found = await second.presence.of("icu")
+        assert [(each.user_id, each.channels) for each in found.records] == [
+            (user, ("app",)) for user in sorted(DOCTORS)
+        ]
+        first.presence.came(Here(department="icu", user_id="dr.faria.icu", channel="push"))
+        await until(3)
+        assert "dr.faria.icu" in {each.user_id for each in (await second.presence.of("icu")).records}
+        assert said == [0, len(DOCTORS), 1]
+    finally:
+        await tasks.end([running])
+
+
+async def test_presence_of_newcomers_that_failed_waits_for_the_beat(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Redis away, one newcomer who could not be told is enough until the next beat tells all."""
+    monkeypatch.setattr(presence, "BEAT_S", 3_600.0)
+    node = await make()
+    asked: list[int] = []
+
+    async def refuse(phones: Iterable[Here]) -> None:
+        asked.append(len(tuple(phones)))
+        if len(asked) > 1:
+            raise PresenceUnavailable
+
+    node.presence._say = refuse  # type: ignore[method-assign]
+    node.presence.came(Here(department="icu", user_id="dr.a", channel="app"))
+    running = asyncio.create_task(node.presence.run())
+    try:
+        for user in ("dr.b", "dr.c", "dr.d"):
+            for _ in range(20):
+                await asyncio.sleep(0)
+            node.presence.came(Here(department="icu", user_id=user, channel="app"))
+        assert asked == [0, 1]
+    finally:
+        await tasks.end([running])
+
+
 async def test_presence_of_somebody_who_left_is_unreachable_and_then_gone(make: Make, redis: Redis) -> None:
     """Who was heard minutes ago belongs to the department without a phone; who was heard yesterday does not."""
     node = await make()
@@ -712,6 +866,41 @@ async def test_a_state_ends_by_itself(make: Make, redis: Redis) -> None:
     await node.presence.set("dr.b", Availed(state="off", until=T0 + timedelta(days=9)), now=T0)
     assert 290 <= await redis.ttl("chatd:presence:state:dr.a") <= 300
     assert 43_000 <= await redis.ttl("chatd:presence:state:dr.b") <= 43_200
+
+
+async def test_presence_of_another_version_holds_up_no_alert(make: Make, redis: Redis) -> None:
+    """What this gateway cannot read of one person is passed over, and the others are known."""
+    node = await make()
+    node.here(DOCTORS[0])
+    await redis.set(f"chatd:presence:state:{DOCTORS[0]}", b'{"state":"resting"}')
+    await redis.hset("chatd:presence:in:cardiology", "dr.new|app", "2 000")
+    await redis.hset("chatd:presence:in:cardiology", "dr.newer|app", "soon physician")
+    raised = await node.alerts.raise_(command(), T0)
+    assert raised.reach.online == (DOCTORS[0],)
+    assert raised.reach.is_whole
+    assert await node.alerts.sweep(T0 + timedelta(seconds=20)) == 1
+
+
+async def test_presence_that_redis_has_lost_refuses_nobody(make: Make, redis: Redis) -> None:
+    """Until every gateway has told Redis anew who is here, a role that seems empty is called and said to be unsure."""
+    here, there = await make(), await make("n-2")
+    here.here(DOCTORS[0])
+    there.here("charge.rocha", role="charge_nurse")
+    await here.presence.beat()
+    await there.presence.beat()
+    to = AlertTarget(role="charge_nurse")
+    assert (await here.alerts.raise_(command("k-1", to=to), T0)).reach.is_whole
+    await redis.flushall()
+    here.clock.pass_s(2)
+    raised = await here.alerts.raise_(command("k-2", to=to), T0)
+    assert not raised.reach.is_whole
+    await here.presence.beat()
+    assert not (await here.alerts.raise_(command("k-3", to=to), T0)).reach.is_whole
+    await there.presence.beat()
+    seconds, _ = await redis.time()
+    await redis.set("chatd:presence:since", seconds * 1000 - 10_000)
+    known = (await here.alerts.raise_(command("k-4", to=to), T0)).reach
+    assert (known.is_whole, known.online) == (True, ("charge.rocha",))
 
 
 async def test_presence_away_says_so(make: Make, own_redis: Redis, own_redis_server: RedisServer) -> None:

@@ -29,6 +29,7 @@ pytest_plugins = ("tests.chatd.pg",)
 T0 = datetime(2026, 1, 15, 19, 45, tzinfo=UTC)
 RING = KeyRing.generate()
 SANTOS, MENDES, PIRES = "dr.santos.cardio", "dr.mendes.cardio", "dr.pires.cardio"
+NOVO = "dr.novo.cardio"
 CARDIOLOGY = AlertTarget(department="cardiology")
 JOAO = PatientLayer(patient_id="7823", name="João Silva", as_of=T0, birth_date=date(1959, 1, 15))
 CATH = Action(
@@ -210,6 +211,22 @@ async def test_handover_goes_to_somebody_who_is_known_here(nodes: list[Node]) ->
         assert refused.value.code == ErrorCode.BAD_REQUEST
     present = await nodes[0].alerts.colleagues("cardiology")
     assert {record.user_id for record in present.records} == {SANTOS, MENDES, PIRES}
+
+
+async def test_handover_goes_to_somebody_who_has_just_come_on_another_gateway(nodes: list[Node]) -> None:
+    """Nobody is refused by the list of a second ago; who is asked for then is still a stranger where they are one."""
+    alert_id = await raised(nodes[0])
+    assert NOVO not in {record.user_id for record in (await nodes[0].alerts.colleagues("cardiology")).records}
+    nodes[1].presence.phones = lambda: (
+        Here(department="cardiology", user_id=NOVO, channel="app", roles=("physician",)),
+        Here(department="cardiology", user_id="student.novo", channel="app", roles=("student",)),
+    )
+    await nodes[1].presence.beat()
+    for colleague in ("dr.nobody", "student.novo"):
+        with pytest.raises(RemoteProtocolError) as refused:
+            await nodes[0].answer(alert_id, SANTOS, "hand_over", key=f"h-{colleague}", colleague=colleague)
+        assert refused.value.code == ErrorCode.BAD_REQUEST
+    assert await nodes[0].answer(alert_id, SANTOS, "hand_over", colleague=NOVO)
 
 
 async def test_action_is_handed_over_as_an_alert_that_was_never_nobodys(nodes: list[Node]) -> None:

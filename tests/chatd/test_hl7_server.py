@@ -316,6 +316,28 @@ async def test_correction_to_another_critical_value_calls_again(ward: Ward) -> N
     assert ward.alerts.texts[1:] == ["Potassium 7.4 mmol/L (critical), 07:45, corrected"]
 
 
+async def test_department_that_is_no_more_holds_up_no_message(ward: Ward) -> None:
+    """Of a patient's departments those are called that the hospital has."""
+    await ward.store.put_patient(record(departments=("cardiology", "old-ward")))
+    assert await ward.send(message(location="")) == "AA"
+    assert [command.department for command in ward.alerts.raised.values()] == ["cardiology"]
+
+
+@pytest.mark.parametrize(("between", "flag"), [("4.1", "N"), ("7.4", "HH")])
+async def test_critical_value_that_comes_back_calls_again(ward: Ward, between: str, flag: str) -> None:
+    """6.9, corrected to another value, corrected to 6.9 again: the last word is in the record and calls anew."""
+    await ward.send(message())
+    assert await ward.send(message(between, flag=flag, status="C", control="C2", sent="202611220755")) == "AA"
+    back = message(status="C", control="C3", sent="202611220758")
+    for _ in range(2):
+        assert await ward.send(back) == "AA"
+    assert await ward.values() == [6.9]
+    called = [each for each in ward.alerts.raised.values() if each.requires_action and "6.9" in each.content]
+    assert len(called) == 2
+    assert ward.alerts.stood_down[0] == "al-1"
+    assert f"al-{list(ward.alerts.raised).index(called[-1].key) + 1}" not in ward.alerts.stood_down
+
+
 async def test_alert_that_cannot_be_recorded_is_owed(ward: Ward) -> None:
     """Without a ledger the answer is "later"; the alert comes once, by the resend or by itself after a restart."""
     ward.alerts.failure = LedgerUnavailable(Why.CONNECTION)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sqlite3
 import stat
@@ -383,6 +384,39 @@ async def test_transact_given_up_in_the_queue_never_runs(path: Path) -> None:
     assert await other.healthy()
     assert await other.read(lambda tx: tx.action("act_1")) is None
     await other.close()
+
+
+async def test_transact_that_fails_after_its_caller_left_is_no_error_of_the_loop(path: Path) -> None:
+    """What the database says too late, to a caller that was told "timeout" or was cancelled, is reported nowhere."""
+    ledger = Ledger.open(f"sqlite:///{path}", timeout_s=1.0)
+    assert await ledger.healthy()
+    complaints: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context.get("exception")))
+    gate, is_held = threading.Event(), threading.Event()
+
+    def fail(tx: Transaction) -> None:
+        is_held.set()
+        gate.wait(PATIENT_S)
+        raise LedgerUnavailable(Why.CONNECTION)
+
+    first = asyncio.create_task(ledger.transact(fail))
+    await asyncio.to_thread(is_held.wait, PATIENT_S)
+    second = asyncio.create_task(ledger.transact(fail))
+    third = asyncio.create_task(ledger.transact(fail))
+    await asyncio.sleep(0)
+    third.cancel()
+    for late in (first, second):
+        with pytest.raises(LedgerUnavailable) as caught:
+            await late
+        assert caught.value.why == Why.TIMEOUT
+    with pytest.raises(asyncio.CancelledError):
+        await third
+    gate.set()
+    await ledger.close()  # the last of the thread's jobs: the others have told the loop before it
+    del first, second, third, late, caught
+    gc.collect()
+    assert complaints == []
 
 
 async def test_postgres_stopped_is_refused_and_recovers(own_postgres_server: PostgresServer) -> None:

@@ -41,6 +41,7 @@ def recorded(alert_seq: int, *, content: str = "New STEMI patient", update: bool
             alert_id="a-1",
             alert_seq=alert_seq,
             patient_id="7823",
+            dedup_key="stemi-7823",
             state="delivering",
             to=AlertTarget(department=CARDIOLOGY),
         )
@@ -232,12 +233,14 @@ def test_event_variants_hold_what_their_reader_may_see() -> None:
     event = Event(recorded(1))
     plain = msgspec.json.decode(event.payload(APP) or b"")
     assert plain["patient_id"] == "7823"
-    assert msgspec.json.decode(event.payload(PUSH) or b"") == {**plain, "patient_id": None}
+    assert msgspec.json.decode(event.payload(PUSH) or b"") == {**plain, "patient_id": None, "dedup_key": None}
     assert msgspec.msgpack.decode(event.payload(PACKED) or b"") == plain
     assert msgspec.msgpack.decode(event.payload(Variant(msgpack=True, push=True)) or b"") == {
         **plain,
         "patient_id": None,
+        "dedup_key": None,
     }
+    assert b"7823" not in (event.payload(PUSH) or b"7823")
     assert event.payload(ORIGINAL) == event.payload(APP)
     assert (event.frame(PACKED) or b"")[0] == 0x82
     assert Event(recorded(2, update=True)).payload(ORIGINAL) is None
@@ -478,6 +481,73 @@ async def test_phone_ahead_of_its_ledger_begins_anew(pools: Pools, log: Log) -> 
     log.add()
     await rounds(pools, phone)
     assert phone.closed == [CloseCode.INSUFFICIENT_STATE]
+
+
+@pytest.mark.parametrize("told", ["sweep", "own", "own and more"])
+async def test_log_that_lost_its_end_hides_no_new_event(pools: Pools, log: Log, told: str) -> None:
+    """A standby that lagged takes the ledger's place: its new events bear old numbers and are not passed over."""
+    for _ in range(5):
+        log.add()
+    phone = Phone(pools, 5)
+    await welcomed(pools, log, phone)
+    pools.fan_out(CARDIOLOGY, [log.add()])
+    assert phone.seqs == [6]
+    del log.events[3:]
+    if told != "sweep":
+        pools.fan_out(CARDIOLOGY, [log.add(content="Arrest, bay 2")])
+    if told == "own and more":
+        # The sweep alone would not see it: the log is as long as before.
+        pools.fan_out(CARDIOLOGY, [log.add(content="Arrest, bay 3") for _ in range(4)])
+    pools.sweep(0)
+    await rounds(pools, phone)
+    assert phone.closed == [CloseCode.INSUFFICIENT_STATE]
+    again = Phone(pools, 3)
+    await welcomed(pools, log, again)
+    pools.fan_out(CARDIOLOGY, [log.add()])
+    await rounds(pools, again)
+    assert again.seqs == list(range(4, len(log.events) + 1))
+
+
+async def test_event_that_cannot_be_read_is_a_gap_that_is_told(pools: Pools, log: Log) -> None:
+    """Phones that lack it begin anew; what comes after it reaches them all."""
+    log.add()
+    phone = Phone(pools, 1)
+    await welcomed(pools, log, phone)
+    log.add()
+    pools.fan_out(CARDIOLOGY, [log.add()])
+    del log.events[1]
+    await rounds(pools, phone)
+    assert phone.closed == [CloseCode.INSUFFICIENT_STATE]
+    again = Phone(pools, 3)
+    await welcomed(pools, log, again)
+    pools.fan_out(CARDIOLOGY, [recorded(4)])
+    assert again.seqs == [4]
+
+
+async def test_fault_of_one_department_ends_nothing(pools: Pools, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong in a round is that round's matter: the next one is made."""
+    phone = Phone(pools, 0)
+    span, failed = log.span, asyncio.Event()
+
+    async def fails(department: str) -> Span:
+        failed.set()
+        raise ValueError
+
+    monkeypatch.setattr(log, "span", fails)
+    pools.place(phone.member)
+    task = asyncio.create_task(pools.run())
+    try:
+        await failed.wait()
+        monkeypatch.setattr(log, "span", span)
+        log.add()
+        async with asyncio.timeout(20):
+            while not phone.frames:
+                pools.sweep(0)
+                await phone.read()
+                await asyncio.sleep(0)
+    finally:
+        await end([task])
+    assert phone.seqs == [1]
 
 
 async def test_ledger_away_at_welcome_then_replays(pools: Pools, log: Log) -> None:

@@ -379,13 +379,20 @@ class FakeChatd:
             if self.answers_alerts:
                 await self._alert_raise(line, frame)
         elif isinstance(frame, f.PresenceSet):
-            self.presence = f.OwnPresence(state=frame.state, until=frame.until, delegate_to=frame.delegate_to)
+            before = self.presence
+            self.presence = f.OwnPresence(
+                state=frame.state,
+                until=frame.until,
+                delegate_to=frame.delegate_to,
+                is_accepted=before is not None and before.is_accepted and before.delegate_to == frame.delegate_to,
+            )
             await line.send(
                 f.Presence(
                     user_id=line.user_id,
                     state=frame.state,
                     until=frame.until,
                     delegate_to=frame.delegate_to,
+                    is_accepted=self.presence.is_accepted,
                     client_msg_id=frame.client_msg_id,
                 )
             )

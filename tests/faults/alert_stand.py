@@ -344,8 +344,10 @@ class Caller:
         answered: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._outbox[frame["client_msg_id"]] = frame, answered
         try:
-            await self._send(frame)
-            return await answered
+            while not answered.done():
+                await self._send(frame)
+                await asyncio.wait([answered], timeout=3 * ANSWER_S)
+            return answered.result()
         finally:
             self._outbox.pop(frame["client_msg_id"], None)
 

@@ -3,8 +3,8 @@
 ``test_injection`` looks at a thousand prompts, from the chart to the ids. Here prompts of the same corpus go the whole
 way: composed and queued as the gateway does it, claimed and tokenized by the worker, written by mlx-lm under the
 department's grammar, read, reviewed and made an answer. One in ten of the texts is written to its end, where the
-actions stand; the others are cut after a few words of the headline. A prompt costs a CPU most of a second, so 120 of
-them are run unless ``CHATD_INJECTION_PROMPTS`` says how many; all thousand take a quarter of an hour.
+actions stand; the others are cut after a few words of the headline. A prompt costs a CPU more than a second, so 120
+of them are run unless ``CHATD_INJECTION_PROMPTS`` says how many; all thousand take 23 minutes of one core.
 
 What that shows: the ids that reach a running engine hold nothing special but the template's own, and whatever
 probabilities come of such a prompt, every text has the form, with ids of the catalogue. What it does not show: how a

@@ -77,6 +77,27 @@ async def test_phone_that_resumes_without_a_ledger_keeps_its_place_and_is_told(
     await told(phone)
 
 
+async def test_phone_that_begins_anew_without_a_ledger_gets_what_is_open_when_it_is_back(
+    phone: Phone, place: Hospital, without_ledger: Process
+) -> None:
+    """Its session was lost, and it is let in with an empty list: it must not come back as one that has seen them."""
+    await phone.connect(place.url)
+    raised = await phone.command(
+        type="alert_raise", to={"department": DEPARTMENT}, priority="low", content="Bed 5", requires_action=True
+    )
+    await phone.cut()
+    phone.epoch, phone.alert_seq = "lost", 1
+    welcome = await phone.connect(without_ledger.url)
+    assert (welcome["resumed"], welcome["gap_reason"], welcome["alert_seq"]) == (False, "epoch_changed", 0)
+    await told(phone)
+    await phone.cut()
+    phone.alert_seq = 0
+    welcome = await phone.connect(place.url)
+    assert welcome["resumed"]
+    await phone.until("system_notification", alert_id=raised["alert_id"])
+    await phone.command(type="alert_response", alert_id=raised["alert_id"], answer="done")
+
+
 async def test_original_client_gets_what_is_open_and_the_notifications(
     phone: Phone, place: Hospital, tokens: Callable[..., str]
 ) -> None:

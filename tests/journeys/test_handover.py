@@ -104,7 +104,7 @@ def holders(place: Hospital, tokens: Callable[..., str]) -> Callable[[str], list
 
 
 Holders = Callable[[str], list[str]]
-#: A gateway tells of its phones every 4 s, and what was read is used for a second.
+#: What was read of who is here is used for a second.
 KNOWN_WITHIN_S = 20.0
 LOOK_EVERY_S = 0.2
 
@@ -119,6 +119,21 @@ async def pair(place: Hospital, token: str, giver: Colleague, taker: Colleague) 
             return
         await asyncio.sleep(LOOK_EVERY_S)
     raise AssertionError("the successor is not known to be here")
+
+
+async def test_handover_to_somebody_who_came_a_moment_ago(colleague: Make, other: Process) -> None:
+    """Who has just connected to another server may be asked at once: nobody waits for its next beat."""
+    newcomer = "dr.novo.cardio"
+    giver, taker = colleague(SANTOS), colleague(newcomer, other.url)
+    await giver.connect()
+    refused = await giver.answer(
+        await giver.raise_and_take("Potassium 6.8 mmol/L, bed 3"), "hand_over", colleague=newcomer
+    )
+    assert refused["code"] == "bad_request"
+    await taker.connect()
+    alert_id = await giver.raise_and_take("Potassium 6.9 mmol/L, bed 4")
+    assert (await giver.answer(alert_id, "hand_over", colleague=newcomer))["type"] == "accepted"
+    assert (await taker.answer(alert_id, "take_over"))["type"] == "accepted"
 
 
 async def test_handover_between_two_gateways(

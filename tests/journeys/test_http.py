@@ -92,6 +92,7 @@ def test_health_live_ready(place: Hospital) -> None:
         "model": "none",
         "keys": True,
         "revocations": True,
+        "clock_stepped": False,
     }
 
 
@@ -169,7 +170,7 @@ def test_bad_sign_in_is_refused_without_echo(place: Hospital, body: bytes, statu
     """A malformed, unknown or oversized sign-in is refused with a code, and nothing of it comes back."""
     found = sign_in(place, body)
     assert found.status == status
-    assert found.json().keys() == {"code", "message"}
+    assert {"code", "message"} <= found.json().keys()
     assert b"CANARY" not in found.body
 
 

@@ -396,3 +396,31 @@ def test_board_plan_never_leaves_a_critical_alert_out(page: Page) -> None:
         return broken;""",
     )
     assert broken == []
+
+
+# --- presence -----------------------------------------------------------------------------------------------
+
+
+def test_presence_form_begins_with_what_still_holds_and_sends_it(page: Page) -> None:
+    """What has ended by itself is not said again; an end that was known goes out as it was, in minutes from now on."""
+    held, sent = run(
+        page,
+        """const { stillSaid, presenceFrame } = await import("/web/alert-dialogs.js");
+        const now = Date.parse("2026-01-15T07:00:00.000Z");
+        const said = (state, until = null) => ({ state, until, delegate_to: "you" });""",
+        """const later = "2026-01-15T07:00:00.001Z", over = "2026-01-15T07:00:00.000Z";
+        const all = [undefined, said("busy", later), said("busy", over), said("busy"), said("available")];
+        return [
+            all.map((one) => stillSaid(one, now)?.state ?? null),
+            [["available", later, "you"], ["off", "", " "], ["off", "30", " you "], ["busy", later, "you"],
+                ["busy", over, ""]].map((one) => presenceFrame(...one, now)),
+        ];""",
+    )
+    assert held == [None, "busy", None, "busy", "available"]
+    assert sent == [
+        {"type": "presence", "state": "available"},
+        {"type": "presence", "state": "off"},
+        {"type": "presence", "state": "off", "until": "2026-01-15T07:30:00.000Z", "delegate_to": "you"},
+        {"type": "presence", "state": "busy", "until": "2026-01-15T07:00:00.001Z", "delegate_to": "you"},
+        {"type": "presence", "state": "busy", "until": "2026-01-15T07:00:00.000Z"},
+    ]

@@ -269,6 +269,8 @@ def test_alert_is_declined_with_a_canned_reason(page: Page, fake: FakeChatd) -> 
     """Decline offers the alert's own reasons; the chosen one goes out, and the sheet is gone."""
     fake.alert(alert_id="al-1", priority="high", content=TEXT, options=OPTIONS)
     sheet(page).get_by_role("button", name="Decline").click()
+    # The reasons are there, and only then their guard is over.
+    expect(page.get_by_role("button", name="In a procedure")).to_be_visible()
     sheet(page).get_by_role("button", name="In a procedure").click()
     expect(page.locator(".sheet[open]")).to_have_count(0)
     sent = fake.of(f.AlertResponse)[-1]
@@ -512,6 +514,56 @@ def test_presence_is_set_with_its_end_and_delegate(page: Page, fake: FakeChatd) 
     assert (sent.state, sent.delegate_to) == ("in_procedure", "dr.mendes.cardio")
     left = datetime.fromisoformat(sent.until) - datetime.now(UTC)
     assert timedelta(minutes=58) < left <= timedelta(minutes=61)
+
+
+@pytest.mark.parametrize(
+    ("lang", "until_label", "until_text", "delegate_label", "save", "busy", "covered"),
+    [
+        (
+            "en-GB",
+            "Until",
+            r"^until .*\d\d:\d\d",
+            "Who covers for you",
+            "Save",
+            "Busy",
+            "dr.mendes.cardio covers for you",
+        ),
+        ("pt-PT", "Até", r"^até .*\d\d:\d\d", "Quem o substitui", "Guardar", "Ocupado", "dr.mendes.cardio substitui-o"),
+    ],
+)
+def test_presence_that_is_saved_again_keeps_its_end_and_delegate(
+    open_page: Open,
+    fake: FakeChatd,
+    lang: str,
+    until_label: str,
+    until_text: str,
+    delegate_label: str,
+    save: str,
+    busy: str,
+    covered: str,
+) -> None:
+    """The form begins with what is known, so whoever changes one thing loses no other; an end can be taken back."""
+    until = iso(datetime.now(UTC) + timedelta(hours=1))
+    fake.presence = f.OwnPresence(state="in_procedure", until=until, delegate_to="dr.mendes.cardio", is_accepted=True)
+    page = open_page(lang=lang)
+    live(page)
+    page.locator("[data-key=presence]").click()
+    dialog = page.locator("presence-dialog")
+    expect(dialog.get_by_label(until_label).locator("option:checked")).to_have_text(re.compile(until_text))
+    expect(dialog.get_by_label(delegate_label)).to_have_value("dr.mendes.cardio")
+    shoot(page, f"presence-prefilled-{lang}")
+    dialog.get_by_label(busy).check()
+    dialog.get_by_role("button", name=save).click()
+    expect(dialog).to_have_count(0)
+    expect(page.locator("[data-key=presence]")).to_have_attribute("title", re.compile(rf"^{busy} · .* · {covered}$"))
+    page.locator("[data-key=presence]").click()
+    dialog.get_by_label(until_label).select_option("")
+    dialog.get_by_label(delegate_label).fill("")
+    dialog.get_by_role("button", name=save).click()
+    expect(dialog).to_have_count(0)
+    first, second = fake.of(f.PresenceSet)
+    assert (first.state, first.until, first.delegate_to) == ("busy", until, "dr.mendes.cardio")
+    assert (second.state, second.until, second.delegate_to) == ("busy", None, None)
 
 
 @pytest.mark.parametrize(
