@@ -227,7 +227,7 @@ async def test_session_end_stops_the_writing(doctor: Any, worker: Worker) -> Non
 
 
 async def test_full_queue_is_an_error_and_an_answer_from_facts(doctor: Any, worker: Worker) -> None:
-    """Of a doctor's six questions at once one is refused with a time to come back, and answered from facts all the same."""
+    """Of six questions at once one is refused with a time to come back, and answered from facts all the same."""
     phone = await doctor(0)
     asked = [await ask(phone, f"{ASK} ({n})") for n in range(6)]
     error = await phone.until("error")
