@@ -16,7 +16,7 @@ from tests.server import Hospital, Process
 
 pytestmark = pytest.mark.journeys
 
-DEPARTMENT, DOCTOR = "icu", "dr.faria.icu"
+DEPARTMENT, DOCTOR = "emergency", "dr.lopes.emergency"
 
 
 class Phone(ChatClient):
@@ -141,14 +141,14 @@ async def test_welcome_says_what_one_is_available_for(phone: Phone, place: Hospi
     """Nobody who has said something of themselves has to remember it: it comes with every welcome."""
     welcome = await phone.connect(place.url)
     assert welcome["presence"] == {"state": "available", "until": None, "delegate_to": None, "is_accepted": False}
-    await phone.send({"type": "presence", "client_msg_id": "p-1", "state": "off", "delegate_to": "nurse.reis.icu"})
+    await phone.send({"type": "presence", "client_msg_id": "p-1", "state": "off", "delegate_to": "nurse.reis"})
     told = await phone.until("presence", client_msg_id="p-1")
     await phone.cut()
     welcome = await phone.connect(place.url)
     assert welcome["presence"] == {
         "state": "off",
         "until": told["until"],
-        "delegate_to": "nurse.reis.icu",
+        "delegate_to": "nurse.reis",
         "is_accepted": False,
     }
     await phone.send({"type": "presence", "client_msg_id": "p-2", "state": "available"})
