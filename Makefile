@@ -1,5 +1,5 @@
 # chatd: `make run` shows it, `make test` proves it, `make help` lists the rest.
-.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-page test-inference test-vllm check faults faults-questions faults-alerts faults-escalation faults-inference bench bench-inference bench-fanout bench-alerts clean
+.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-front test-abuse test-page test-inference test-vllm check faults faults-questions faults-alerts faults-escalation faults-inference bench bench-inference bench-fanout bench-alerts clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,9 +28,17 @@ test-journeys: dev ## stories in which gateways, workers, Redis and ledger die o
 	@scripts/system-packages
 	@.venv/bin/pytest -m journeys $(ARGS)
 
+test-front: dev ## gateways behind a real nginx with the files of deploy/: TLS, moves, roll-over, Redis with passwords
+	@scripts/system-packages
+	@.venv/bin/pytest -m front $(ARGS)
+
+test-abuse: dev ## bad inputs, changed frames, floods and mixed messages against real gateways
+	@scripts/system-packages
+	@.venv/bin/pytest -m abuse $(ARGS)
+
 test-page: dev ## the page in every width, theme and language, with pictures in out/screens/
 	@scripts/system-packages
-	@.venv/bin/pytest -m "heavy and not journeys" $(ARGS)
+	@.venv/bin/pytest -m "heavy and not journeys and not front" $(ARGS)
 
 test-inference: dev ## stories over WebSockets and the long suites, with mlx-lm on a small random model
 	@scripts/system-packages

@@ -10,7 +10,7 @@ from tests.abuse.abusers import ABUSES, ENV, Others, beside, strays
 from tests.abuse.gateway import faults_in, gateway_pid
 from tests.server import Hospital, hospital
 
-pytestmark = pytest.mark.journeys
+pytestmark = pytest.mark.abuse
 
 #: While the abuser is at work; a flood of questions makes facts, and half-open sockets have buffers.
 MOST_BYTES = 60_000_000

@@ -25,7 +25,7 @@ def test_the_table_is_long_and_whole() -> None:
     assert len(CODEC_CASES) >= 200
 
 
-@pytest.mark.journeys
+@pytest.mark.abuse
 def test_every_bad_input_ends_as_its_row_says() -> None:
     """All rows over sockets; then the same process, a clean log, a phone that stayed, and little memory gained."""
     with hospital(env=ENV) as place:

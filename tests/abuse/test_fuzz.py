@@ -32,7 +32,7 @@ def test_a_seed_gives_the_same_frames() -> None:
         assert len(set(first)) > 150
 
 
-@pytest.mark.journeys
+@pytest.mark.abuse
 def test_a_gateway_takes_changed_frames_over_sockets() -> None:
     """2,000 frames over four phones and 50 bodies: 0 closes with 1011, 0 statuses from 500, a clean log."""
     with hospital(env=FUZZ_ENV) as place:

@@ -24,7 +24,7 @@ def test_a_canary_is_found_wherever_it_stands() -> None:
     assert all(CANARY.fullmatch(word) for word in words)
 
 
-@pytest.mark.journeys
+@pytest.mark.abuse
 @pytest.mark.parametrize("engine", ["none", "scripted"])
 def test_nobody_gets_what_is_anothers(engine: str) -> None:
     """Mixed messages of 20 users in three departments, each about a patient of their own: 0 crossings, all answered."""

@@ -22,7 +22,7 @@ from tests.front.front_nginx import Front
 from tests.journeys.test_original_clients import SHAPES
 from tests.server import Hospital
 
-pytestmark = pytest.mark.journeys
+pytestmark = pytest.mark.front
 
 Phone = Callable[..., ChatClient]
 #: nginx closes a head or a body that does not come within 5 s; a busy machine needs longer to notice.

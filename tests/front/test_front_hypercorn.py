@@ -30,7 +30,7 @@ from tests.chat_client import WAIT_S, ChatClient
 from tests.front.front_nginx import Front, free_port
 from tests.redis_server import RedisServer
 
-pytestmark = pytest.mark.journeys
+pytestmark = pytest.mark.front
 
 USER = "dr.santos.cardio"
 

@@ -28,7 +28,7 @@ from tests.front.conftest import ENV
 from tests.front.front_nginx import NGINX_DIR, Front
 from tests.server import START_S, Hospital, Process, hospital
 
-pytestmark = pytest.mark.journeys
+pytestmark = pytest.mark.front
 
 PHONES = 50
 #: The bound of a reconnect for 95 of 100 phones, as the product promises it.

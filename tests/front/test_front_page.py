@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from tests.front.front_nginx import Front
 from tests.journeys.page_browser import _ARGS, chromium_path
 
-pytestmark = [pytest.mark.journeys, pytest.mark.browser]
+pytestmark = [pytest.mark.front, pytest.mark.browser]
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tests.chat_client import ChatClient
 from tests.redis_server import redis_executable
 from tests.server import STOP_S, hospital
 
-pytestmark = pytest.mark.journeys
+pytestmark = pytest.mark.front
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "redis"
 START_S = 20.0
