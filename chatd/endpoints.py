@@ -221,7 +221,7 @@ async def _health(request: Request) -> Response:
     """The original design's body: ``status``, ``active_connections``, ``medgemma_status``."""
     node = _node(request)
     ready = await readiness(node)
-    is_whole = ready.ready and ready.model in ("none", "ready") and not ready.clock_stepped
+    is_whole = ready.ready and ready.model in ("none", "ready") and not ready.clock_stepped and ready.audit == "ok"
     return _json(
         {
             "status": "healthy" if is_whole else "degraded",

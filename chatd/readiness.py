@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from redis.exceptions import RedisError
 
+from chatd.audit.service import AuditState
 from context.store import StoreError
 from protocols.frames import Mode
 
@@ -42,6 +43,8 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     keys: bool = True
     revocations: bool = True
     clock_stepped: bool = False
+    #: Not part of it either: while it is ``closed`` questions are refused, and alerts go on over this gateway.
+    audit: AuditState = "ok"
 
 
 class LedgerCheck:
@@ -84,4 +87,5 @@ async def readiness(node: Node) -> Readiness:
         keys=keys,
         revocations=node.gate.is_current,
         clock_stepped=node.pools is not None and node.alerts.steady.is_stepped,
+        audit=node.audit.state,
     )

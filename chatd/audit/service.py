@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 import structlog
@@ -33,6 +33,10 @@ from protocols.errors import ChatdError
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+#: ``spooling``: rows wait in this machine's file. ``closed``: no disk takes one, patients' data is refused.
+#: ``unsent``: a place for checkpoints takes none.
+AuditState = Literal["ok", "spooling", "closed", "unsent"]
 
 #: Commits begin at most so often; a row that comes when none was lately is committed at once.
 BATCH_MS: Final = 10
@@ -104,9 +108,18 @@ class Audit:
         metrics.AUDIT_OPEN.set(1)
 
     @property
+    def state(self) -> AuditState:
+        """As the last row and the last checkpoint found it; the worst where several are so."""
+        if not self.is_open:
+            return "closed"
+        if self._is_away or self.spooled:
+            return "spooling"
+        return "ok" if all(carrier.is_well for carrier in self._carriers) else "unsent"
+
+    @property
     def is_whole(self) -> bool:
-        """Whether rows go into the chain itself and its checkpoints leave: what a health check should ask."""
-        return self.is_open and not self._is_away and all(carrier.is_well for carrier in self._carriers)
+        """Whether rows go into the chain itself and its checkpoints leave."""
+        return self.state == "ok"
 
     # --- rows ---
 

@@ -212,7 +212,7 @@ async def test_rows_wait_in_a_file_while_the_ledger_is_away(tmp_path: Path) -> N
             await audit.record(place.row(2))
             await audit.record(place.row(3))
             assert audit.is_open
-            assert not audit.is_whole
+            assert audit.state == "spooling"
             assert audit.spooled == 2
         await until(lambda: audit.is_whole)
         await audit.record(place.row(4))
@@ -252,6 +252,7 @@ async def test_no_disk_refuses_and_says_so(tmp_path: Path) -> None:
             with pytest.raises(AuditUnavailable):
                 await audit.record(place.row(2))
             assert not audit.is_open
+            assert audit.state == "closed"
             audit.note(place.row(3))
             with pytest.raises(AuditUnavailable):
                 await audit.record(place.row(4))

@@ -93,6 +93,7 @@ def test_health_live_ready(place: Hospital) -> None:
         "keys": True,
         "revocations": True,
         "clock_stepped": False,
+        "audit": "ok",
     }
 
 
