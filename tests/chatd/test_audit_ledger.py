@@ -95,6 +95,14 @@ async def running(place: Place) -> AsyncIterator[Audit]:
         await place.ledger.close()
 
 
+async def impatient(path: Path, folder: Path) -> Place:
+    """A place that soon gives up a ledger; that is made before, so that only what is locked makes it wait."""
+    patient = Ledger.open(f"sqlite:///{path}", timeout_s=PATIENT_S)
+    assert await patient.healthy()
+    await patient.close()
+    return Place(f"sqlite:///{path}", folder, timeout_s=1.0)
+
+
 def beside(folder: Path, pattern: str) -> list[Path]:
     return list(folder.glob(pattern))
 
@@ -205,7 +213,7 @@ def locked(path: Path) -> Iterator[None]:
 
 async def test_rows_wait_in_a_file_while_the_ledger_is_away(tmp_path: Path) -> None:
     """With the ledger locked rows are taken all the same; when it is back they are in the chain, once, marked late."""
-    place = Place(f"sqlite:///{tmp_path / 'ledger.sqlite3'}", tmp_path, timeout_s=0.5)
+    place = await impatient(tmp_path / "ledger.sqlite3", tmp_path)
     async with running(place) as audit:
         await audit.record(place.row(1))
         with locked(tmp_path / "ledger.sqlite3"):
@@ -217,12 +225,9 @@ async def test_rows_wait_in_a_file_while_the_ledger_is_away(tmp_path: Path) -> N
         await until(lambda: audit.is_whole)
         await audit.record(place.row(4))
         found = await place.bodies()
-        assert [(each.user, each.late) for each in found] == [
-            ("dr.1", False),
-            ("dr.2", True),
-            ("dr.3", True),
-            ("dr.4", False),
-        ]
+        assert [each.user for each in found] == ["dr.1", "dr.2", "dr.3", "dr.4"]
+        # The commit of dr.2 may have been given up uncertain on a starved machine; then it is known and not brought.
+        assert [each.late for each in found if each.user != "dr.2"] == [False, True, False]
         assert await place.verify() is None
 
 
@@ -244,9 +249,10 @@ async def test_no_disk_refuses_and_says_so(tmp_path: Path) -> None:
     """With neither ledger nor file there is no row, and who asked is told so; it opens again by itself."""
     folder = tmp_path / "gone"
     folder.mkdir()
-    place = Place(f"sqlite:///{tmp_path / 'ledger.sqlite3'}", folder, timeout_s=0.5)
+    place = await impatient(tmp_path / "ledger.sqlite3", folder)
     async with running(place) as audit:
         await audit.record(place.row(1))
+        await until(lambda: audit.state == "ok")
         place.audit._spool = Spool(tmp_path / "nowhere", b"p" * 32)
         with locked(tmp_path / "ledger.sqlite3"):
             with pytest.raises(AuditUnavailable):
@@ -261,7 +267,12 @@ async def test_no_disk_refuses_and_says_so(tmp_path: Path) -> None:
         await audit.record(place.row(5))
         await until(lambda: audit._missed == 0 and not audit._waiting and audit.is_whole and not audit.spooled)
         found = {(each.event, each.user, each.count) for each in await place.bodies()}
-        assert found == {("question", "dr.1", 1), ("question", "dr.5", 1), ("audit.missed", "", 1)}
+        # The commit of dr.2 was given up, and on a starved machine it may be done all the same: a row too many.
+        assert found - {("question", "dr.2", 1)} == {
+            ("question", "dr.1", 1),
+            ("question", "dr.5", 1),
+            ("audit.missed", "", 1),
+        }
 
 
 async def test_alert_goes_on_where_the_chain_does_not(ledger_url: str, tmp_path: Path) -> None:
@@ -503,6 +514,19 @@ async def test_sink_that_is_away_gets_the_newest_checkpoints() -> None:
     await end([task])
     assert sink.taken == list(range(136, 200))
     assert carrier.is_well
+
+
+async def test_sink_that_takes_nothing_shows(tmp_path: Path) -> None:
+    """While a place elsewhere takes no checkpoint, the audit's state says so; rows are taken all the same."""
+    sink = Away(1_000_000)
+    place = Place(f"sqlite:///{tmp_path / 'ledger.sqlite3'}", tmp_path)
+    place.audit._carriers = (Carrier(sink, again_s=0.01),)
+    async with running(place) as audit:
+        await audit.record(place.row(1))
+        await until(lambda: audit.state == "unsent")
+        await audit.record(place.row(2))
+        sink.failures = 0
+        await until(lambda: audit.state == "ok")
 
 
 def test_syslog_message_has_the_form_of_the_standards() -> None:
