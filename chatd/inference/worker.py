@@ -366,6 +366,7 @@ class Worker:
         while True:
             self._room.clear()
             claimed: list[Claimed] = []
+            began = False
             open_slots, urgent_slots = self._free()
             if self._state == "ready" and self._is_well and open_slots + urgent_slots > 0:
                 try:
@@ -377,9 +378,11 @@ class Worker:
                     await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
                     failures += 1
                     continue
-            for one in claimed:
-                self._begin(one)
-            if not claimed:
+            while claimed:
+                # Taken out: a name that went on meaning the last job would keep its prompt until the next one.
+                self._begin(claimed.pop(0))
+                began = True
+            if not began:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_POLL_S):
                         await self._room.wait()

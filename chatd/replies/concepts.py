@@ -14,6 +14,7 @@ import re
 import msgspec
 
 from context.layers import Observation
+from context.memo import remembers
 from context.text import fold_line
 
 
@@ -285,7 +286,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-@functools.lru_cache(maxsize=8192)
+@remembers(8192)
 def _concept_of(code: str | None, name: str) -> Concept | None:
     if code is not None and code in BY_LOINC:
         return BY_LOINC[code]

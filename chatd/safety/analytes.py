@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 
 import msgspec
 
 from chatd.safety.words import key
 from context.layers import Observation
+from context.memo import remembers
 from context.text import fold
 
 #: A factor, or for troponin assays none at all: one analyte's units differ only by scale.
@@ -235,7 +235,7 @@ def analyte_of(observation: Observation) -> Analyte | None:
     return analyte_named(observation.name)
 
 
-@lru_cache(maxsize=4096)  # a record says the same few names hundreds of times
+@remembers(4096)  # a record says the same few names hundreds of times
 def analyte_named(name: str) -> Analyte | None:
     """The analyte with this name, English or Portuguese; None if there is none or the sample is another."""
     plain = key(name)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import timedelta
-from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -20,6 +19,7 @@ from rapidfuzz.distance import OSA
 from chatd.safety.data import load
 from chatd.safety.words import key, number, pick, slug
 from context.layers import Allergy, ChartRef, Medication, PatientLayer
+from context.memo import remembers
 from context.text import fold
 from protocols.frames import Check
 
@@ -204,7 +204,7 @@ _ORDINARY = frozenset(
 )
 
 
-@lru_cache(maxsize=8192)
+@remembers(8192)
 def _lookup(word: str) -> tuple[tuple[str, ...], bool] | None:
     """One word to generic names: as written, by its skeleton, or one letter away from exactly one skeleton."""
     if word in _PHRASES:

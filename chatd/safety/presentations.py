@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 
 import msgspec
 from rapidfuzz.distance import OSA
@@ -26,6 +25,7 @@ from chatd.safety.presentation_table import (
     RULES,
 )
 from chatd.safety.words import pick
+from context.memo import remembers
 from context.text import fold
 
 #: Longer text is not read on: a question fits many times over, and the time for one stays bounded.
@@ -98,7 +98,7 @@ def _repair(word: str) -> str:
     return word if tied else best
 
 
-_repaired = lru_cache(maxsize=4096)(_repair)
+_repaired = remembers(4096)(_repair)
 
 
 def normalise(text: str) -> Normalised:

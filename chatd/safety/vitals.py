@@ -10,13 +10,13 @@ import math
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import Literal
 
 import msgspec
 
 from chatd.safety.words import key, moment, number, pick
 from context.layers import ChartRef, Observation, PatientLayer
+from context.memo import remembers
 from context.text import fold
 
 Parameter = Literal["rr", "spo2", "o2", "sbp", "dbp", "hr", "acvpu", "temp", "scale"]
@@ -230,7 +230,7 @@ def parameter_of(observation: Observation) -> Parameter | None:
     return _parameter_named(observation.name)
 
 
-@lru_cache(maxsize=4096)  # a record says the same few names hundreds of times
+@remembers(4096)  # a record says the same few names hundreds of times
 def _parameter_named(name: str) -> Parameter | None:
     plain = key(re.sub(r"[\(\[\{].*?[\)\]\}]", " ", name))
     for parameter, pattern in _NAME_PATTERNS:

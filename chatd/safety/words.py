@@ -8,6 +8,7 @@ from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from context.memo import remembers
 from context.text import fold
 
 
@@ -16,7 +17,7 @@ def key(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", fold(text)).strip()
 
 
-@lru_cache(maxsize=8192)
+@remembers(8192)
 def name_key(name: str) -> str:
     """``key`` of the name of an observation, remembered: a record says the same few names hundreds of times.
 

@@ -24,7 +24,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
-from functools import lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -34,6 +33,7 @@ import msgspec
 from msgspec import Meta
 
 from context.library.words import MAX_CHARS, PhraseSet, Reader, Terms, Token, plain, words
+from context.memo import remembers
 from protocols.frames import ProtocolQuote
 
 Basis = Literal["S", "S2", "G"]
@@ -383,7 +383,7 @@ class Library:
         self._reader = Reader(terms, _vocabulary(protocols))
         # A doctor asks several things about one patient; the record is read once. It stays in memory for as long as
         # 64 others have not been asked about, as the layers themselves do.
-        self._in_record = lru_cache(maxsize=64)(self._find_in_record)
+        self._in_record = remembers(64)(self._find_in_record)
         self._general = PhraseSet(self._reader.phrase(g) for g in terms.general)
         self._question = _Index()
         self._reports = _Index()

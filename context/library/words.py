@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import lru_cache
 
 import msgspec
 from rapidfuzz.distance import OSA
 
+from context.memo import remembers
 from context.text import without_accents
 
 #: Longer texts are read up to here. A question has at most 4000 characters on the wire; a report may be longer.
@@ -170,7 +170,7 @@ class Reader:
         for word in sorted(targets | {w for w in distinct if len(w) >= FUZZY_MIN_LETTERS}):
             self._targets.setdefault(word[0], []).append(word)
         # A ward's typing errors repeat; the bound keeps strangers' words from growing the memory.
-        self._corrected = lru_cache(maxsize=4096)(self._correct)
+        self._corrected = remembers(4096)(self._correct)
 
     def phrase(self, text: str) -> tuple[str, ...]:
         """The canonical words of a term of the data: no correction, no negation."""
