@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -466,6 +467,23 @@ def test_libraries_are_met_where_the_page_says() -> None:
             assert strays == set(), library
             for place in places:
                 assert any(n == place or n.startswith(f"{place}.") for n in met[library]), (library, place)
+
+
+def test_every_package_and_its_files_are_installed() -> None:
+    """pyproject.toml names each package, and each file in one that is no module; an installation lacks nothing."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    files = [
+        path.relative_to(ROOT)
+        for folder in (*PACKAGES, "clients/web")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    packages = {".".join(file.parent.parts) for file in files if file.name == "__init__.py"}
+    assert packages | {"clients.web"} == set(told["packages"])
+    for file in files:
+        package = ".".join(file.parent.parts)
+        if file.suffix != ".py":
+            assert any(file.match(pattern) for pattern in told["package-data"].get(package, ())), file
 
 
 # --- what README says, done ---------------------------------------------------------------------------------
