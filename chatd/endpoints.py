@@ -36,6 +36,7 @@ from chatd.identity.roles import TABLE
 from chatd.ledger import LedgerUnavailable
 from chatd.readiness import readiness
 from context.layers import age_years
+from context.lookalike import mixed_scripts
 from context.store import StoreError
 from protocols import codec, schema
 from protocols.errors import ERRORS, ErrorCode, RemoteProtocolError, error_text
@@ -329,7 +330,11 @@ async def _demo_token(request: Request) -> Response:
 
 
 async def _patients(request: Request) -> Response:
-    """The department's patients by name, for the picker: identity only, nothing clinical."""
+    """The department's patients by name, for the picker: identity only, nothing clinical.
+
+    ``look_alike``: another's name may be taken for theirs, and the record opens with a second identifier only.
+    ``scripts``: of a name in letters of several scripts that look alike, which they are.
+    """
     department = request.path_params["department"]
     node = _node(request)
     try:
@@ -345,6 +350,7 @@ async def _patients(request: Request) -> Response:
         await node.audit.record(listed)
     except (StoreError, AuditUnavailable):
         return _refusal(ErrorCode.INTERNAL, 503)
+    alike = await node.namesakes.among(department, cards)
     today = node.clock.now().date()
     return _json(
         {
@@ -356,6 +362,8 @@ async def _patients(request: Request) -> Response:
                     "sex": card.sex,
                     "age_years": age_years(card.birth_date, today),
                     "deceased": card.deceased,
+                    "look_alike": card.patient_id in alike,
+                    "scripts": mixed_scripts(card.name),
                 }
                 for card in sorted(cards, key=lambda card: (card.name.casefold(), card.patient_id))
             ]

@@ -33,15 +33,25 @@ def second_identifier(typed: str | None, patient: PatientLayer) -> Kind | None:
     words = _words(text)
     if len(words) > 1 and words == _words(patient.name):
         return "name"
-    given = _number(text)
-    if len(given) >= MIN_IDENTIFIER_CHARS and given != _number(patient.patient_id):
-        for identifier in patient.identifiers:
-            # A source may write the system before the number, "system|number", as FHIR's searches do.
-            number = _number(identifier.rpartition("|")[2])
-            # Without a digit it is the mark of a system, not what stands on a wristband.
-            if given == number != _number(patient.patient_id) and any(sign.isdigit() for sign in number):
-                return "identifier"
-    return None
+    return "identifier" if _number(text) in _numbers(patient) else None
+
+
+def has_number(patient: PatientLayer) -> bool:
+    """Whether the record holds a number, other than ``patient_id``, that ``second_identifier`` takes."""
+    return bool(_numbers(patient))
+
+
+def _numbers(patient: PatientLayer) -> frozenset[str]:
+    # A source may write the system before the number, "system|number", as FHIR's searches do.
+    numbers = {_number(identifier.rpartition("|")[2]) for identifier in patient.identifiers}
+    return frozenset(
+        number
+        for number in numbers
+        # Without a digit it is the mark of a system, not what stands on a wristband.
+        if len(number) >= MIN_IDENTIFIER_CHARS
+        and number != _number(patient.patient_id)
+        and any(sign.isdigit() for sign in number)
+    )
 
 
 def _date(text: str) -> date | None:

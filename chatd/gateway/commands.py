@@ -18,6 +18,7 @@ from chatd.clock import epoch_ms
 from chatd.gateway.alerting import alert_of_action, alert_of_handover, answer_alert, raise_alert, set_presence
 from chatd.gateway.auditing import AuditUnavailable, ahead, note, refused, taken
 from chatd.gateway.emergency import open_by_emergency
+from chatd.gateway.namesakes import tells_apart
 from chatd.gateway.welcome import may_see, patient_info, permitted_patient
 from chatd.identity.register import RegisterUnavailable
 from chatd.ledger import LedgerUnavailable
@@ -263,17 +264,18 @@ async def _context_set(connection: Connection, frame: ContextSet) -> None:
 
 
 async def _require_identity(connection: Connection, patient: PatientLayer, given: str | None) -> None:
-    """Two patients of one name in one department: the record opens with a second identifier only."""
+    """Two patients of one department whose names look alike: the record opens with what tells them apart only."""
     kind = None if given is None else second_identifier(given, patient)
     if given is not None and kind is None:
         raise RemoteProtocolError(ErrorCode.SECOND_IDENTIFIER_REQUIRED, "second_identifier: does not match")
-    if kind in ("birth_date", "identifier"):
-        return
-    name = fold(patient.name)
-    cards = await connection.node.store.cards_of(connection.department)
-    if any(fold(card.name) == name and card.patient_id != patient.patient_id for card in cards):
-        # The name is what the two have in common: it cannot tell them apart.
-        raise RemoteProtocolError(ErrorCode.SECOND_IDENTIFIER_REQUIRED, "another patient here has this name")
+    node, department = connection.node, connection.department
+    cards = await node.store.cards_of(department)
+    alike = (await node.namesakes.among(department, cards, patient)).get(patient.patient_id, frozenset())
+    others = [card for card in cards if card.patient_id in alike]
+    if others and not tells_apart(kind, patient, others):
+        same = fold(patient.name)
+        what = "this name" if any(fold(card.name) == same for card in others) else "a name like this"
+        raise RemoteProtocolError(ErrorCode.SECOND_IDENTIFIER_REQUIRED, f"another patient here has {what}")
 
 
 # --- quick actions ------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from chatd.audit.service import Audit
 from chatd.clock import Clock, epoch_ms
 from chatd.faults import FaultPoints
 from chatd.gateway.gate import Gate
+from chatd.gateway.namesakes import Namesakes
 from chatd.gateway.pools import Pools
 from chatd.identity.register import DOORBELL as REGISTER_DOORBELL
 from chatd.inference.queue import JobQueue, QueueUnavailable
@@ -106,6 +107,7 @@ class Node:
         self.clock = clock
         self.redis = redis
         self.store = store
+        self.namesakes = Namesakes()
         self.sessions = sessions
         self.runs = runs
         self.actions = actions

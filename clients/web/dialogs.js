@@ -4,6 +4,7 @@
  */
 
 import { fill, h, icon } from "./dom.js";
+import { scriptMark } from "./patient.js";
 
 export class Dialog extends HTMLElement {
   /** view: the application's texts, names and clock. */
@@ -295,7 +296,7 @@ export class PatientDialog extends Dialog {
     this._asked = ask;
     this.title(ask ? t("patient.second_title") : this._patient.name);
     this.content(
-      h("p", { class: "dialog-patient" }, icon("person"), h("strong", { dir: "auto" }, this._patient.name), h("span", { class: "quiet" }, t("patient.record", { id: this._patient.patient_id }))),
+      h("p", { class: "dialog-patient" }, icon("person"), h("strong", { dir: "auto" }, this._patient.name), h("span", { class: "quiet" }, t("patient.record", { id: this._patient.patient_id })), scriptMark(this._patient.name, t)),
       error && h("p", { class: "banner banner-critical", role: "alert" }, icon("failed"), error),
       ask &&
         h(

@@ -56,6 +56,7 @@ export class PatientBanner extends HTMLElement {
           "span",
           { class: "patient-marks" },
           patient.deceased && h("span", { class: "mark mark-deceased" }, t("patient.deceased")),
+          scriptMark(patient.name, t),
           allergyMark(patient, t),
           patientReason === "stale" && h("span", { class: "mark mark-warning" }, icon("again"), t("patient.stale")),
         ),
@@ -73,6 +74,23 @@ export class PatientBanner extends HTMLElement {
       this.classList.add("just-changed");
     }
   }
+}
+
+/**
+ * The scripts of a name where letters of several that look alike stand in it ("Mаria" with a Cyrillic "а"), else [].
+ * As the server's rule (context/lookalike.py); here for every place that shows a name.
+ */
+export function mixedScripts(name) {
+  const found = SCRIPTS.filter(([, pattern]) => pattern.test(name)).map(([script]) => script);
+  return found.length > 1 ? found : [];
+}
+
+const SCRIPTS = ["Armenian", "Cherokee", "Coptic", "Cyrillic", "Greek", "Latin", "Lisu"].map((script) => [script, new RegExp(`\\p{Script=${script}}`, "u")]);
+
+/** The mark of a name whose letters are of several scripts; null for any other. */
+export function scriptMark(name, t) {
+  const scripts = mixedScripts(name);
+  return scripts.length > 0 && h("span", { class: "mark mark-warning", "data-scripts": scripts.join(" ") }, icon("missing"), t("patient.mixed_scripts", { scripts: scripts.join(", ") }));
 }
 
 function allergyMark(patient, t) {
@@ -146,7 +164,10 @@ export class PatientList extends HTMLElement {
                   t("patient.record", { id: one.patient_id }),
                 ].filter(Boolean).map(apart),
               ),
-              names.get(plain(one.name)) > 1 && h("span", { class: "mark mark-warning" }, icon("missing"), t("patient.same_name")),
+              names.get(plain(one.name)) > 1
+                ? h("span", { class: "mark mark-warning" }, icon("missing"), t("patient.same_name"))
+                : one.look_alike === true && h("span", { class: "mark mark-warning" }, icon("missing"), t("patient.like_name")),
+              scriptMark(one.name, t),
               one.patient_id === openId && h("span", { class: "mark mark-open" }, icon("tick"), t("patient.is_open")),
             ),
           ),

@@ -222,6 +222,8 @@ def test_patient_list_is_the_departments_own(
         "sex",
         "age_years",
         "deceased",
+        "look_alike",
+        "scripts",
     }
     # One of another department is not there.
     assert "1072" not in [p["patient_id"] for p in patients]

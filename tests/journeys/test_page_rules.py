@@ -593,3 +593,26 @@ def test_named_in_needs_the_whole_name(page: Page, text: str, ids: list[str]) ->
         text,
     )
     assert found == ids
+
+
+def test_names_that_look_like_others_are_marked(page: Page) -> None:
+    """A name of several scripts is marked with them, one that looks like another is, in both languages; others not."""
+    for language, like, scripts in (
+        ("en", "another name is like this one", "letters of several alphabets (Cyrillic, Latin)"),
+        ("pt", "há outro nome parecido", "letras de vários alfabetos (Cyrillic, Latin)"),
+    ):
+        rows = page.evaluate(
+            """async (language) => {
+            await import("/web/patient.js");
+            const { Texts } = await import("/web/i18n.js");
+            const list = document.createElement("patient-list");
+            document.body.append(list);
+            const names = [["Mаria Reis", true], ["Maria Reis", true], ["João Ávila", false]];
+            list.show({ texts: new Texts(language), conversation: { patient: null },
+                patients: names.map(([name, look_alike], n) => ({ patient_id: `${n}`, name, look_alike })) });
+            const rows = [...list.querySelectorAll(".patient-row")].map((row) => row.textContent);
+            list.remove();
+            return rows; }""",
+            language,
+        )
+        assert [(like in row, scripts in row) for row in rows] == [(True, True), (True, False), (False, False)]
