@@ -162,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     alert.add_argument("--requires-action", action="store_true", help="it rings until somebody accepts it")
     alert.add_argument("--to", metavar="WHO", help="role:R or user:U (default: the whole department)")
     alert.add_argument("--policy", metavar="P", help="an escalation policy, e.g. stemi")
+    _token_file(alert)
 
     drill = _command(
         commands, "drill", _drill, "a marked exercise: when does an alert reach each phone of a department"
@@ -179,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     drill.add_argument("--json", action="store_true", help="print the figures as JSON, and nothing else")
     drill.add_argument("--out", metavar="FOLDER", type=Path, help="write the figures and a plot there")
+    _token_file(drill)
 
     fhir = commands.add_parser("fhir", help="FHIR R4 records")
     fhir_commands = fhir.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -274,6 +276,15 @@ def _model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--url", metavar="URL", help="the vLLM server: http://HOST:PORT or unix:/PATH")
     parser.add_argument("--slots", metavar="N", type=int, help="answers that are written at once (default: 20)")
+def _token_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        type=Path,
+        help="a token of the identity provider, - for standard input (default: one made with the installation's key)",
+    )
+
+
 
 
 def _state(parser: argparse.ArgumentParser) -> None:
@@ -449,7 +460,7 @@ def _device_approve(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _alert(arguments: argparse.Namespace, settings: Settings) -> int:
     from chatd.places import Places
-    from chatd.raising import raise_alert
+    from chatd.raising import raise_alert, read_token
 
     kind, _, who = (arguments.to or "").partition(":")
     if arguments.to is not None and (kind not in ("role", "user") or not who):
@@ -461,7 +472,7 @@ def _alert(arguments: argparse.Namespace, settings: Settings) -> int:
         "policy": arguments.policy,
         "to": {kind: who} if who else None,
     }
-    return raise_alert(Places(settings), arguments.department, body)
+    return raise_alert(Places(settings), arguments.department, body, token=read_token(arguments.token_file))
 
 
 def _drill(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -478,6 +489,7 @@ def _drill(arguments: argparse.Namespace, settings: Settings) -> int:
         policy=arguments.policy,
         wait_s=arguments.wait,
         as_json=arguments.json,
+    from chatd.raising import read_token
         out=arguments.out,
     )
 
@@ -490,6 +502,7 @@ def _staff_name(user_id: str) -> str:
 
 @contextlib.contextmanager
 def _log_to_stderr() -> Iterator[None]:
+        token=read_token(arguments.token_file),
     """Warnings of the rooms that a command uses; its standard output is for its answer alone."""
     from chatd import logs
 

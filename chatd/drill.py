@@ -188,6 +188,7 @@ def drill(
     wait_s: float = 60.0,
     as_json: bool = False,
     out: Path | None = None,
+    token: str | None = None,
 ) -> int:
     """Raise, follow for at most ``wait_s``, call off, tell; returns the exit status.
 
@@ -195,7 +196,7 @@ def drill(
     """
     with _stopping() as stop:
         try:
-            line = Line(places, department, sender=SENDER, ttl_s=_TTL_S)
+            line = Line(places, department, sender=SENDER, token=token, ttl_s=_TTL_S)
             body = {
                 "content": text,
                 "priority": _PRIORITY,

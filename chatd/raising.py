@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import http.client
+import re
 import secrets
 import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
 
-from chatd.gateway.auth import mint
+from chatd.gateway.auth import MAX_TOKEN_BYTES, mint
 from chatd.places import Places
 from protocols.frames import Reach
 
@@ -28,6 +30,7 @@ _TRIES: Final = 5
 _PAUSE_S: Final = 1.0
 #: The ledger answers within 2 s, or refuses.
 _WAIT_S: Final = 10.0
+_TOKEN: Final = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
 
 
 class Raised(msgspec.Struct, frozen=True):
@@ -50,13 +53,18 @@ class NotRaised(Exception):
 class Line:
     """The way to the gateway of the ``chatd up`` on a data directory, as a machine that may call one department."""
 
-    def __init__(self, places: Places, department: str, *, sender: str, ttl_s: int = _TTL_S) -> None:
-        """Raises NotRaised where no ``chatd up`` is running."""
+    def __init__(
+        self, places: Places, department: str, *, sender: str, token: str | None = None, ttl_s: int = _TTL_S
+    ) -> None:
+        """``token``: one of the identity provider; None: one is made, as ``sender``, with the installation's own key.
+
+        Raises NotRaised where no ``chatd up`` is running.
+        """
         running = places.running()
         if running is None:
             raise NotRaised(f"no chatd up is running on {places.data}; nobody was alerted")
         settings = places.settings
-        token = mint(
+        token = token or mint(
             places.jwt_secret(),
             user_id=sender,
             departments=(department,),
@@ -102,7 +110,7 @@ class Line:
                 f"the gateway answered with HTTP {status}; it is not known whether anybody was alerted"
             ) from None
         if status == 401:
-            raise NotRaised("the gateway does not take tokens of this data directory's key; nobody was alerted")
+            raise NotRaised("the gateway does not take this token (see --token-file); nobody was alerted")
         raise NotRaised(f"{refusal.message}{f' ({refusal.detail})' if refusal.detail else ''} Nobody was alerted.")
 
     def _once(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
@@ -122,10 +130,24 @@ def new_key() -> str:
     return f"cli-{secrets.token_hex(16)}"
 
 
-def raise_alert(places: Places, department: str, body: Mapping[str, Any]) -> int:
+def read_token(path: Path | None) -> str | None:
+    """The token in a file, ``-`` for standard input; it is never an argument, which every process could read.
+
+    Raises ValueError: what is there is no token. OSError.
+    """
+    if path is None:
+        return None
+    raw = sys.stdin.read(MAX_TOKEN_BYTES + 2) if path == Path("-") else path.read_text("ascii", "replace")
+    token = raw.strip()
+    if not _TOKEN.fullmatch(token) or len(token) > MAX_TOKEN_BYTES:
+        raise ValueError(f"{path}: this is no token")
+    return token
+
+
+def raise_alert(places: Places, department: str, body: Mapping[str, Any], *, token: str | None = None) -> int:
     """Raise an alert, print whom it reaches, and return the exit status."""
     try:
-        return _tell(Line(places, department, sender=SENDER).raise_alert(body, key=new_key()))
+        return _tell(Line(places, department, sender=SENDER, token=token).raise_alert(body, key=new_key()))
     except NotRaised as error:
         print(f"chatd alert: {error}", file=sys.stderr)
         return NOT_RAISED
