@@ -317,6 +317,7 @@ def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
     from chatd.places import Places
     from chatd.serve import ignore_interrupt, serve
 
+    _wipe(settings)
     running = Places(settings).running()
     if running is not None:
         engine = running.engine if settings.engine == "none" else settings.engine
@@ -327,6 +328,14 @@ def _serve(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.supervised:
         ignore_interrupt()
     return serve(settings, places, supervised=arguments.supervised)
+
+
+def _wipe(settings: Settings) -> None:
+    """Only a process that begins anew can have its freed memory overwritten; does nothing where it was begun so."""
+    from chatd import wiping
+
+    if settings.wipe_memory:
+        wiping.begin_again()
 
 
 def _infer(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -530,6 +539,7 @@ def _hl7_serve(arguments: argparse.Namespace, settings: Settings) -> int:
     from chatd.hl7_server import Where, serve
     from chatd.places import Places
 
+    _wipe(settings)
     running = Places(settings).running()
     settings = msgspec.structs.replace(settings, demo=running is not None and running.demo)
     places = Places(settings)

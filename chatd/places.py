@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from chatd import wiping
 from chatd.clock import Clock
 from chatd.gateway.auth import TokenConfig, TokenVerifier
 from chatd.settings import Engine, Settings, SettingsError
@@ -75,6 +76,8 @@ class Places:
             "CHATD_MODEL": self.settings.model,
             "CHATD_ENGINE_URL": self.settings.engine_url,
             "CHATD_ENGINE_SLOTS": str(self.settings.engine_slots),
+            "CHATD_WIPE_MEMORY": str(self.settings.wipe_memory).lower(),
+            **(wiping.variables(os.environ) if self.settings.wipe_memory else {}),
         }
 
     def key_ring(self) -> KeyRing:

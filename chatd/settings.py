@@ -162,6 +162,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: What one connection may send before it is read more slowly: frames of any kind, and commands among them.
     frames_per_second: int = 1_000
     commands_per_second: int = 200
+    #: Have freed memory overwritten, where the system's C library can; costs a few hundredths of the processor.
+    wipe_memory: bool = True
 
     #: Tests only: kill the process with SIGKILL when it reaches this step for the n-th time ("accept:1").
     fault_kill_at: str = ""

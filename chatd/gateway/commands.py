@@ -26,6 +26,7 @@ from chatd.replies.facts import context_hash, context_info
 from chatd.replies.question import language_of
 from chatd.replies.runs import Run
 from chatd.replies.sessions import Request, SessionLost, SessionsUnavailable, response_id_of
+from context import memo
 from context.layers import PatientLayer
 from context.store import ContextNotLoaded, DepartmentUnknown, PatientUnknown, StoreUnavailable
 from context.text import fold
@@ -375,6 +376,7 @@ async def _session_end(connection: Connection, _: SessionEnd) -> None:
     await connection.node.runs.abandon(key)
     await connection.node.sessions.shred(key)
     await connection.node.store.forget(key)
+    memo.forget()
     for each in connection.node.phones_of(key):
         each.close_soon(CloseCode.NORMAL)
 

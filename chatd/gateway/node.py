@@ -35,6 +35,7 @@ from chatd.replies.following import Follower
 from chatd.replies.runs import Run, Runs
 from chatd.replies.sessions import DOORBELL, Request, SessionLost, Sessions, SessionsUnavailable
 from chatd.settings import Settings
+from context import memo
 from context.layers import DepartmentLayer
 from context.store import ContextStore, DepartmentUnknown
 from protocols.errors import ChatdError, CloseCode, RemoteProtocolError
@@ -69,6 +70,8 @@ FLUSH_S = 1.0
 _GONE_S = 2 * FLUSH_S + 0.5
 #: How late a phone may hear that a prepared action has run out; confirming it late is refused at once anyway.
 _EXPIRE_S = 10.0
+#: How long a word that somebody wrote may stay in the tables' caches; what is needed again costs milliseconds.
+_FORGET_S = 60.0
 
 
 class TurnNotReached(ChatdError):
@@ -363,6 +366,7 @@ class Node:
             asyncio.create_task(self._sweep()),
             asyncio.create_task(self._tick()),
             asyncio.create_task(self._expire()),
+            asyncio.create_task(self._forget()),
             asyncio.create_task(self._tell_mode()),
             asyncio.create_task(self.gate.run()),
         ]
@@ -477,6 +481,11 @@ class Node:
                 continue
             self.adopt(key, epoch, found.adopted)
             self.ring(key, epoch, found.seq)
+
+    async def _forget(self) -> None:
+        while True:
+            await asyncio.sleep(_FORGET_S)
+            memo.forget()
 
     async def _expire(self) -> None:
         while True:
