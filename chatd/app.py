@@ -65,7 +65,8 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
         )
         doorbell = connect(places.redis_url, timeout_s=_DOORBELL_READ_S, max_connections=4)
         try:
-            sealer = Sealer(places.key_ring())
+            keys = places.live_keys()
+            sealer = keys.sealer
             ledger = Ledger.open(places.ledger_url, timeout_s=settings.ledger_timeout_s)
             node = _node(settings, places, clock, sealer, redis, doorbell, ledger)
             configured(places.data, is_demo=settings.demo, now=clock.now())
@@ -89,6 +90,7 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
                 ("alerts", node.alerts.run),
                 ("presence", node.alerts.presence.run),
                 ("audit", node.audit.run),
+                ("keys", keys.run),
             )
         ]
         try:

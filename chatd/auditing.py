@@ -145,7 +145,7 @@ async def _verify(
     places: Places, seed: Path | None, files: Sequence[Path], advance: Callable[[int, int], None]
 ) -> Result:
     keeper = keeper_of(places, Sealer(places.key_ring()))
-    sent = _sent(files or [path for path in (checkpoint_file(places),) if path.exists()])
+    sent = sent_checkpoints(files or [path for path in (checkpoint_file(places),) if path.exists()])
     ledger = Ledger.open(places.ledger_url, timeout_s=_TIMEOUT_S)
     try:
         return await _walk(ledger, keeper, seed, sent, advance)
@@ -195,7 +195,7 @@ async def _walk(
     )
 
 
-def _sent(files: Iterable[Path]) -> list[Checkpoint]:
+def sent_checkpoints(files: Iterable[Path]) -> list[Checkpoint]:
     """The checkpoints of files, one JSON object a line; a line of syslog may stand before each. Raises ValueError."""
     sent = []
     for path in files:

@@ -240,6 +240,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--patient", metavar="P", help="patient id")
     report.add_argument("--user", metavar="U", help="user id")
 
+    doctor = _command(commands, "doctor", _doctor, "look at a running installation: TLS, Redis, keys, clocks, ledger")
+    doctor.epilog = "Changes nothing. Exit status: 0 nothing fails, 1 something does."
+    _data_dir(doctor)
+    _state(doctor)
+    doctor.add_argument("--site", metavar="FILE", type=Path, help="site.toml of the front (default: as deploy has it)")
+    doctor.add_argument("--url", dest="front", metavar="URL", default="", help="https:// as phones reach it")
+    doctor.add_argument("--ca", metavar="FILE", type=Path, help="the authority (PEM) of the certificate")
+    doctor.add_argument("--ntp", metavar="HOST", default="", help="a time server inside the hospital")
+    doctor.add_argument("--deep", action="store_true", help="read the whole audit, ledger and model too")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON, and nothing else")
+
     schema = _command(commands, "schema", _schema, "print the AsyncAPI document of chatd.v1")
     schema.add_argument("--json-schema", action="store_true", help="the frames as JSON Schema instead")
     return parser
@@ -265,6 +276,15 @@ def _listen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", metavar="P", type=int, help="port to listen on, 0 for any (default: 8080)")
 
 
+def _token_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        type=Path,
+        help="a token of the identity provider, - for standard input (default: one made with the installation's key)",
+    )
+
+
 def _audit_ledger(parser: argparse.ArgumentParser) -> None:
     _data_dir(parser)
     parser.add_argument("--ledger", metavar="URL", help="postgresql:// or sqlite:/// (default: that of DIR)")
@@ -276,15 +296,6 @@ def _model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--url", metavar="URL", help="the vLLM server: http://HOST:PORT or unix:/PATH")
     parser.add_argument("--slots", metavar="N", type=int, help="answers that are written at once (default: 20)")
-def _token_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--token-file",
-        metavar="FILE",
-        type=Path,
-        help="a token of the identity provider, - for standard input (default: one made with the installation's key)",
-    )
-
-
 
 
 def _state(parser: argparse.ArgumentParser) -> None:
@@ -487,6 +498,7 @@ def _alert(arguments: argparse.Namespace, settings: Settings) -> int:
 def _drill(arguments: argparse.Namespace, settings: Settings) -> int:
     from chatd import drill
     from chatd.places import Places
+    from chatd.raising import read_token
 
     if not 0 < arguments.wait <= drill.MOST_WAIT_S:
         print(f"chatd: --wait must be above 0 and at most {drill.MOST_WAIT_S:g} seconds", file=sys.stderr)
@@ -498,8 +510,8 @@ def _drill(arguments: argparse.Namespace, settings: Settings) -> int:
         policy=arguments.policy,
         wait_s=arguments.wait,
         as_json=arguments.json,
-    from chatd.raising import read_token
         out=arguments.out,
+        token=read_token(arguments.token_file),
     )
 
 
@@ -511,7 +523,6 @@ def _staff_name(user_id: str) -> str:
 
 @contextlib.contextmanager
 def _log_to_stderr() -> Iterator[None]:
-        token=read_token(arguments.token_file),
     """Warnings of the rooms that a command uses; its standard output is for its answer alone."""
     from chatd import logs
 
@@ -575,6 +586,21 @@ def _context_show(arguments: argparse.Namespace, settings: Settings) -> int:
 
     with _log_to_stderr():
         return asyncio.run(work())
+
+
+def _doctor(arguments: argparse.Namespace, settings: Settings) -> int:
+    from chatd import doctor
+    from chatd.places import Places
+
+    where = doctor.Where(
+        site=arguments.site,
+        url=arguments.front,
+        authority=arguments.ca,
+        ntp=arguments.ntp,
+        is_deep=arguments.deep,
+    )
+    with _log_to_stderr():
+        return doctor.doctor(Places(settings), where, as_json=arguments.json)
 
 
 def _audit_verify(arguments: argparse.Namespace, settings: Settings) -> int:

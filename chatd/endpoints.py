@@ -238,9 +238,12 @@ async def _live(_: Request) -> Response:
 
 
 async def _ready(request: Request) -> Response:
-    """Whether new connections should come here: 200, or 503 with what is missing."""
-    ready = await readiness(_node(request))
-    return _json(ready, 200 if ready.ready else 503)
+    """Whether new connections should come here: 200, or 503 with what is missing. ``Age``: of its oldest part, in s."""
+    node = _node(request)
+    ready = await readiness(node)
+    answer = _json(ready, 200 if ready.ready else 503)
+    answer.headers["Age"] = str(node.checks.age_ms // 1000)
+    return answer
 
 
 async def _model(request: Request) -> Response:

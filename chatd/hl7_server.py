@@ -32,6 +32,7 @@ from chatd.audit_place import audit_of
 from chatd.clock import SystemClock
 from chatd.gateway.alerting import Departments
 from chatd.gateway.node import ALERT_DOORBELL
+from chatd.hardening import no_core_dumps
 from chatd.hl7 import Config, Intake, on_broken_file
 from chatd.ledger import Ledger
 from chatd.ledger.day_keys import DayKeys
@@ -43,7 +44,6 @@ from chatd.replies.stale import Rests
 from chatd.settings import Settings
 from context import fhir
 from context.hl7_files import FOLDER_NAME, HeardFiles
-from context.seal import Sealer
 from context.store import ContextStore, connect
 from protocols.errors import ChatdError
 
@@ -299,6 +299,7 @@ def serve(settings: Settings, places: Places, where: Where) -> int:
 
     Prints ``ready mllp://HOST:PORT`` once messages are taken.
     """
+    no_core_dumps()
     writer = logs.set_up(settings.log_level)
     try:
         with alone(places.data) as is_alone:
@@ -322,7 +323,7 @@ async def _serve(settings: Settings, places: Places, where: Where, policies: Pol
     departments = tuple(department.department_id for department in found.departments)
     config = Config.load(places.data, departments)
     tls = where.context()
-    sealer = Sealer(places.key_ring())
+    sealer = places.live_keys().sealer
     redis = connect(
         places.redis_url, timeout_s=settings.redis_timeout_s, max_connections=settings.redis_max_connections
     )

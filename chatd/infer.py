@@ -34,6 +34,7 @@ from redis.backoff import NoBackoff
 
 from chatd import logs, tasks
 from chatd.clock import Clock, SystemClock, epoch_ms
+from chatd.hardening import no_core_dumps
 from chatd.inference.engine import Engine, EngineError, Finished, Generation
 from chatd.inference.jobs import Piece, WorkerState
 from chatd.inference.limits import limits_of
@@ -194,6 +195,7 @@ def _redis(url: str, settings: Settings) -> Redis:
 
 def work(settings: Settings, places: Places, *, worker_id: str, pulse_fd: int, rehearsal: Rehearsal) -> int:
     """Run one worker until SIGTERM, or until standard input ends; returns the exit status."""
+    no_core_dumps()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor says when to stop
     writer = logs.set_up(settings.log_level)
     try:
@@ -233,7 +235,7 @@ async def _work(settings: Settings, places: Places, worker_id: str, pulse_fd: in
     at_end_of_input(orphaned)
     telling = [asyncio.create_task(_pulses(workers, worker_id, pulse_fd))]
     try:
-        sealer = Sealer(places.key_ring())
+        sealer = places.live_keys().sealer
         job_queue = JobQueue(redis, sealer, limits_of(settings))
         telling.append(asyncio.create_task(_announce(job_queue, settings, clock, worker_id)))
         engine, tokens = await asyncio.to_thread(_build, settings, clock, rehearsal)
@@ -393,6 +395,7 @@ class InferSupervisor:
 
     def run(self) -> int:
         """Returns the exit status: 0 after a stop, 1 when the engine cannot be started at all."""
+        no_core_dumps()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         if self._ends_with_input:

@@ -12,6 +12,7 @@ import msgspec
 from chatd import wiping
 from chatd.clock import Clock
 from chatd.gateway.auth import TokenConfig, TokenVerifier
+from chatd.keys import KeySource, LiveKeys, source_of
 from chatd.settings import Engine, Settings, SettingsError
 from context.library import Library
 from context.seal import KeyRing
@@ -80,14 +81,25 @@ class Places:
             **(wiping.variables(os.environ) if self.settings.wipe_memory else {}),
         }
 
+    @property
+    def key_source(self) -> KeySource:
+        """Where the sealing keys are, by the settings."""
+        return source_of(self.settings)
+
     def key_ring(self) -> KeyRing:
-        """The sealing keys: from settings, from a key file, else from the data directory, made there when absent."""
-        if self.settings.seal_keys:
-            return KeyRing.parse(self.settings.seal_keys)
-        if self.settings.seal_key_file:
-            return KeyRing.load(Path(self.settings.seal_key_file))
-        self.prepare()
-        return KeyRing.load(self.data / "keys" / "seal.keys", create=True)
+        """The sealing keys: from settings, a file, a credential, the keychain, else from the data directory, made there
+        when absent. Raises KeyRingError, OSError."""
+        source = self.key_source
+        if source.is_own:
+            self.prepare()
+        return source.load(create=True)
+
+    def live_keys(self) -> LiveKeys:
+        """The same for a process that lives long: new keys are taken while it runs. Raises KeyRingError, OSError."""
+        source = self.key_source
+        if source.is_own:
+            self.prepare()
+        return LiveKeys(source)
 
     def register(self, name: str) -> Path:
         """This machine's copy of what all gateways know; it is sealed."""

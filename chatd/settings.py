@@ -168,6 +168,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: Tests only: kill the process with SIGKILL when it reaches this step for the n-th time ("accept:1").
     fault_kill_at: str = ""
 
+    # --- the installation ---
+    #: Name of an entry of the macOS keychain that holds the key ring.
+    seal_keychain: str = ""
+    #: Start although Redis may put on a disk what it holds, or show it to others; said aloud at each start.
+    redis_unsafe: bool = False
+
     def __post_init__(self) -> None:
         positive = (
             "messages_per_minute",
@@ -229,6 +235,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError("CHATD_JOB_LEASE_S must be at least twice CHATD_JOB_BEAT_S: one lost beat is no death")
         if self.model_down_s <= self.canary_interval_s:
             raise SettingsError("CHATD_MODEL_DOWN_S must be above CHATD_CANARY_INTERVAL_S")
+        if sum(map(bool, (self.seal_keys, self.seal_key_file, self.seal_keychain))) > 1:
+            raise SettingsError(
+                "only one of CHATD_SEAL_KEYS, CHATD_SEAL_KEY_FILE and CHATD_SEAL_KEYCHAIN may name the keys"
+            )
         if self.demo and self.has_provider:
             raise SettingsError(
                 "the demo signs people in without a password and excludes a real identity provider: give --no-demo "

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import IO
 
+from chatd.hardening import no_core_dumps
 from chatd.places import Places, RunFile
 from chatd.private_redis import PrivateRedis, RedisNotStarted
 from chatd.settings import Settings
@@ -64,6 +65,7 @@ class Supervisor:
         Raises:
             UpError: another ``chatd up`` holds the directory, the port is taken, or the gateway does not start.
         """
+        no_core_dumps()
         self._places.prepare()
         lock = self._lock()
         for number in (signal.SIGINT, signal.SIGTERM):

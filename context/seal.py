@@ -19,6 +19,7 @@ import re
 import secrets
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -131,8 +132,11 @@ class KeyRing:
         return "".join(f"{key_id}:{base64.b64encode(key).decode()}\n" for key_id, key in lines.items())
 
     @classmethod
-    def load(cls, path: Path, *, create: bool = False) -> KeyRing:
+    def load(cls, path: Path, *, create: bool = False, is_credential: bool = False) -> KeyRing:
         """Read the ring from ``path``; with ``create``, make it with one new key where there is none.
+
+        ``is_credential``: the service manager put it there. Such a file is root's and lets one account in by an access
+        list, whose mask stands where the group's bits are; so a mode of 0440 is private there.
 
         Two processes that create at once end up with the same ring: a complete file is linked into place,
         and whoever comes second reads the first one's.
@@ -142,7 +146,7 @@ class KeyRing:
             OSError: the folder cannot be read or written.
         """
         try:
-            return cls._read(path)
+            return cls._read(path, is_credential=is_credential)
         except FileNotFoundError:
             if not create:
                 raise KeyRingError(f"no key file at {path}") from None
@@ -156,12 +160,12 @@ class KeyRing:
         return cls._read(path)
 
     @classmethod
-    def _read(cls, path: Path) -> KeyRing:
+    def _read(cls, path: Path, *, is_credential: bool = False) -> KeyRing:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())  # of the open file: what is checked is what is read
             if not stat.S_ISREG(status.st_mode):
                 raise KeyRingError(f"{path} is not a file")
-            if status.st_mode & 0o077:
+            if not is_private(status, is_credential=is_credential):
                 raise KeyRingError(f"{path} may be read by others: chmod 600 it, and change the keys")
             data = file.read(_MAX_FILE_BYTES + 1)
         if len(data) > _MAX_FILE_BYTES:
@@ -201,26 +205,58 @@ class KeyRing:
         return KeyRing({each: key for each, key in self._keys.items() if each != key_id}, self._root)
 
 
-class Sealer:
-    """Seals and opens records with a ring; holds no other state, and may be shared by tasks and threads."""
+def is_private(status: os.stat_result, *, is_credential: bool = False) -> bool:
+    """Whether a file of this state is for one account alone; ``is_credential`` as in ``KeyRing.load``."""
+    shared = 0o037 if is_credential and status.st_uid == 0 else 0o077
+    return not status.st_mode & shared
+
+
+class _Ready:
+    """A ring with its ciphers, replaced as a whole: a thread that seals meanwhile uses the one or the other."""
+
+    __slots__ = ("cipher", "ciphers", "header", "ring")
 
     def __init__(self, ring: KeyRing) -> None:
-        self._ring = ring
-        self._ciphers = {key_id: AESGCM(ring.key(key_id)) for key_id in ring.ids}
-        self._header = _header(ring.current)
-        self._cipher = self._ciphers[ring.current]
+        self.ring = ring
+        self.ciphers = {key_id: AESGCM(ring.key(key_id)) for key_id in ring.ids}
+        self.header = _header(ring.current)
+        self.cipher = self.ciphers[ring.current]
+
+
+class Sealer:
+    """Seals and opens records with a ring that may be renewed; may be shared by tasks and threads."""
+
+    def __init__(self, ring: KeyRing, renewed: Callable[[], KeyRing | None] | None = None) -> None:
+        """``renewed``: asked when a record names a key that is not in the ring; gives a newer ring, or None. It is
+        called in whatever thread opens, must end soon and must not raise."""
+        self._ready = _Ready(ring)
+        self._renewed = renewed
 
     @property
     def ring(self) -> KeyRing:
-        return self._ring
+        return self._ready.ring
+
+    def renew(self, ring: KeyRing) -> bool:
+        """Seal and open with ``ring`` from now on; False if it is the one in use.
+
+        Raises:
+            KeyRingError: its root is another one. Names and pseudonyms come from the root, in the whole installation
+                at once: that is a restart.
+        """
+        if ring.root != self.ring.root:
+            raise KeyRingError("the ring has another root: restart everything that uses it")
+        if ring.text() == self.ring.text():
+            return False
+        self._ready = _Ready(ring)
+        return True
 
     def seal(self, plaintext: bytes, *, aad: bytes) -> bytes:
         """Seal ``plaintext`` for the place that ``aad`` names; twice gives two different records.
 
         The result is ``len(plaintext)`` + 30 bytes + the length of the key id.
         """
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        return self._header + nonce + self._cipher.encrypt(nonce, plaintext, self._header + aad)
+        ready, nonce = self._ready, secrets.token_bytes(NONCE_BYTES)
+        return ready.header + nonce + ready.cipher.encrypt(nonce, plaintext, ready.header + aad)
 
     def open(self, sealed: bytes, *, aad: bytes) -> bytes:
         """The plaintext of ``sealed``. Raises SealError if it does not open here."""
@@ -232,7 +268,7 @@ class Sealer:
         key_id = sealed[2:header_bytes].decode("ascii", errors="replace")
         if _KEY_ID.fullmatch(key_id) is None:
             raise SealError("format")
-        cipher = self._ciphers.get(key_id)
+        cipher = self._ready.ciphers.get(key_id) or self._look_again(key_id)
         if cipher is None:
             raise SealError("key_unknown", key_id)
         nonce_end = header_bytes + NONCE_BYTES
@@ -247,7 +283,15 @@ class Sealer:
         HKDF-SHA256 (RFC 5869) from the ring's root: the same on every node, in every process and after every
         added key; one purpose tells nothing about another.
         """
-        return HKDF(SHA256(), KEY_BYTES, salt=None, info=b"chatd:" + purpose.encode()).derive(self._ring.root)
+        return HKDF(SHA256(), KEY_BYTES, salt=None, info=b"chatd:" + purpose.encode()).derive(self.ring.root)
+
+    def _look_again(self, key_id: str) -> AESGCM | None:
+        """The cipher of a key that another process has taken before this one, if it is there now."""
+        ring = self._renewed() if self._renewed is not None else None
+        if ring is None or ring.root != self.ring.root:
+            return None
+        self.renew(ring)
+        return self._ready.ciphers.get(key_id)
 
 
 def _header(key_id: str) -> bytes:

@@ -157,6 +157,7 @@ CLI: Final[Mapping[str, tuple[str, ...] | NoRow]] = {
     "hl7 serve": ("alert.raised", "alert.joined", "alert.stood_down"),
     "context show": ("patient.show",),
     "schema": _OF_ALL,
+    "doctor": NoRow("looks at settings, counts and the audit's own form, at no patient; changes nothing"),
     "audit verify": ("audit.verify",),
     "audit export": ("audit.export",),
     "audit report": ("audit.report",),

@@ -30,7 +30,7 @@ from chatd.inference.queue import JobQueue, QueueUnavailable
 from chatd.inference.watch import ModelWatch
 from chatd.ledger import Ledger, LedgerUnavailable
 from chatd.logs import error_name
-from chatd.readiness import LedgerCheck
+from chatd.readiness import NodeChecks
 from chatd.replies.following import Follower
 from chatd.replies.runs import Run, Runs
 from chatd.replies.sessions import DOORBELL, Request, SessionLost, Sessions, SessionsUnavailable
@@ -115,7 +115,7 @@ class Node:
         self.runs = runs
         self.actions = actions
         self.ledger = ledger
-        self.ledger_check = LedgerCheck(ledger, clock)
+        self.checks = NodeChecks(redis, store, ledger, clock)
         self.gate = gate
         self.audit = audit
         gate.on_change = self.look_at_standings

@@ -94,6 +94,7 @@ def test_health_live_ready(place: Hospital) -> None:
         "revocations": True,
         "clock_stepped": False,
         "audit": "ok",
+        "redis_safe": True,
     }
 
 
