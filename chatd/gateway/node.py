@@ -337,9 +337,13 @@ class Node:
         while True:
             await self.watch.look()
             mode = self.mode_now
-            for connection in tuple(self._connections):
-                connection.hear_mode(mode)
+            self._say(mode)
             await asyncio.sleep(WATCH_S)
+
+    def _say(self, mode: ModeChange) -> None:
+        # Apart from the loop above: its names would keep the last phone, and what it last sent, until another comes.
+        for connection in tuple(self._connections):
+            connection.hear_mode(mode)
 
     async def _welcome_newcomers(self) -> None:
         """Find what is being written for phones that have just come, with one question to the log for each."""
@@ -347,15 +351,17 @@ class Node:
             await self._has_newcomers.wait()
             self._has_newcomers.clear()
             while self._newcomers:
-                connection = self._newcomers.pop()
-                if connection.key is None or self._follower is None:
-                    continue
-                try:
-                    for response_id, _ in await self.sessions.open_requests(connection.key):
-                        self._follower.attend(response_id, connection.key)
-                except SessionsUnavailable:
-                    # Its answer comes all the same; only the text before it is not seen.
-                    log.warning("not_attended", connection_id=connection.connection_id)
+                await self._find_writing(self._newcomers.pop())
+
+    async def _find_writing(self, connection: Connection) -> None:
+        if connection.key is None or self._follower is None:
+            return
+        try:
+            for response_id, _ in await self.sessions.open_requests(connection.key):
+                self._follower.attend(response_id, connection.key)
+        except SessionsUnavailable:
+            # Its answer comes all the same; only the text before it is not seen.
+            log.warning("not_attended", connection_id=connection.connection_id)
 
     # --- background ---
 

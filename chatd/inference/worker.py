@@ -614,12 +614,16 @@ class Worker:
         while True:
             await asyncio.sleep(_MOVING_S)
             before, steps = steps, self._engine.progress().steps
-            now_ms = self._clock.monotonic_ms()
-            for held in self._by_key.values():
-                if steps > before and not held.has_spoken and not held.is_ended:
-                    self._outflow.add(held.key, "", now_ms)
-                    self._to_send.set()
-                held.has_spoken = False
+            self._move(is_moving=steps > before)
+
+    def _move(self, *, is_moving: bool) -> None:
+        # Apart from the loop above: its names would keep the last job's prompt until another comes. So below.
+        now_ms = self._clock.monotonic_ms()
+        for held in self._by_key.values():
+            if is_moving and not held.has_spoken and not held.is_ended:
+                self._outflow.add(held.key, "", now_ms)
+                self._to_send.set()
+            held.has_spoken = False
 
     async def _beats(self) -> None:
         while True:
@@ -686,13 +690,16 @@ class Worker:
             return
         async for ring in rings(self._redis):
             if ring.kind == "cancel":
-                for held in filter(None, map(self._held.get, ring.job_ids)):
-                    self._stop(held)
+                self._stop_all(ring.job_ids)
             elif ring.kind == "work":
                 self._room.set()
             elif ring.kind == "lost" and (not ring.job_ids or not self._held.keys().isdisjoint(ring.job_ids)):
                 self._room.set()
                 self._beat_now.set()
+
+    def _stop_all(self, job_ids: Sequence[str]) -> None:
+        for held in filter(None, map(self._held.get, job_ids)):
+            self._stop(held)
 
     # --- the canary ---
 
