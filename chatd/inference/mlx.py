@@ -239,6 +239,7 @@ class MlxEngine:
                 told, is_broken = _failed(core, type(error).__name__)
             if told or core.failed_steps:
                 _post(loop, self._deliver, told, core.failed_steps > 0, is_broken)
+            told = []  # else the last words would stay for as long as there is nothing to do
         core.close()
 
     def _take_calls(self, core: Core, is_stopping: bool) -> bool:
