@@ -162,6 +162,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: What one connection may send before it is read more slowly: frames of any kind, and commands among them.
     frames_per_second: int = 1_000
     commands_per_second: int = 200
+    #: Connections of one person in one department with one kind of device; with one more, the oldest is closed.
+    connections_per_user: int = 2
     #: Have freed memory overwritten, where the system's C library can; costs a few hundredths of the processor.
     wipe_memory: bool = True
 
@@ -216,6 +218,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "prefix_cache_bytes",
             "frames_per_second",
             "commands_per_second",
+            "connections_per_user",
         )
         for name in positive:
             if getattr(self, name) <= 0:

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Set-up of a demo hospital on a busy machine.
 START_S = 90.0
 STOP_S = 20.0
+#: Tests have few people with many phones; how many one person may hold has a journey of its own.
+ENV = {"CHATD_CONNECTIONS_PER_USER": "1000"}
 
 
 def clean_environment() -> dict[str, str]:
@@ -40,7 +42,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={**clean, **(env or {})},
+            env={**clean, **ENV, **(env or {})},
             cwd=cwd,
         )
         self.url = ""

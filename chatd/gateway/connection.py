@@ -230,6 +230,7 @@ class Connection:
         self.due_ms = self._now_ms()
         try:
             resume_from = await self._unless_closing(self._open(hello))
+            self.node.seat(self)
             note(self, "session.open", detail=self.channel)
             del hello  # and its token, for as long as the connection lives
             # Alerts overtake whatever waits, but not the welcome.

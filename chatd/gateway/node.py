@@ -25,6 +25,7 @@ from chatd.faults import FaultPoints
 from chatd.gateway.gate import Gate
 from chatd.gateway.namesakes import Namesakes
 from chatd.gateway.pools import Pools
+from chatd.gateway.seats import Seats
 from chatd.identity.register import DOORBELL as REGISTER_DOORBELL
 from chatd.inference.queue import JobQueue, QueueUnavailable
 from chatd.inference.watch import ModelWatch
@@ -124,6 +125,7 @@ class Node:
         self._doorbell = doorbell
         self._connections: set[Connection] = set()
         self._by_session: defaultdict[str, set[Connection]] = defaultdict(set)
+        self._seats: Seats[Connection] = Seats(settings.connections_per_user)
         self.watch = watch
         self._queue = queue
         self._follower = follower
@@ -177,8 +179,19 @@ class Node:
         """From here on the connection hears of every append to the session, before it replays."""
         self._by_session[key].add(connection)
 
+    def seat(self, connection: Connection) -> None:
+        """The connection's session is open; where its person holds too many of its kind, an older one is closed.
+
+        That one is not to come back by itself, or the two would close each other in turn.
+        """
+        place = (connection.user_id, connection.department, connection.channel)
+        going = self._seats.take(connection, place, connection.device_id)
+        if going is not None:
+            going.close_soon(CloseCode.TOO_MANY_CONNECTIONS)
+
     def left(self, connection: Connection) -> None:
         """Forget a connection; a second call changes nothing."""
+        self._seats.leave(connection)
         self._newcomers.discard(connection)
         if self.pools is not None and connection.member is not None:
             self.pools.leave(connection.member)
