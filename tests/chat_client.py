@@ -47,6 +47,7 @@ class ChatClient:
         self.answers: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         self.socket: ClientConnection | None = None
         self.lang = "en"
+        self.device_id = "d-test"
 
     async def connect(self, url: str | None = None) -> dict[str, Any]:
         """Open the socket, say hello, take welcome (and snapshot); returns welcome."""
@@ -63,7 +64,7 @@ class ChatClient:
             "type": "hello",
             "token": self.token,
             "session_id": self.session_id,
-            "device_id": "d-test",
+            "device_id": self.device_id,
             "lang": self.lang,
         }
         if self.epoch:

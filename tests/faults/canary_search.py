@@ -33,6 +33,9 @@ MOST_DEPTH: Final = 2
 _MEMBER: Final = re.compile(rb"\x1f\x8b\x08|\x78[\x01\x5e\x9c\xda]")
 #: A member's input that is looked at in one piece; one that is longer is inflated as far as this.
 _MEMBER_BYTES: Final = 4 * 1024 * 1024
+#: Long runs of zeros hold nothing, and disks and memories are full of them.
+_ZEROS: Final = re.compile(rb"\0{4096,}")
+_FEW_ZEROS: Final = bytes(64)
 
 
 class Hit(NamedTuple):
@@ -99,9 +102,14 @@ class Searcher:
             for data, name in forms(text).items():
                 self._forms.setdefault(data, (text, name))
         self._longest = max(map(len, self._forms), default=1)
+        # What all begin with is in no piece that holds none of them, and takes one look where each text would take one.
+        common = os.path.commonprefix([text for text, _ in self._forms.values()])
+        self._common = tuple(forms(common)) if len(common) >= LEAST_CHARS else ()
 
     def find(self, data: bytes, *, deep: bool = True) -> list[Hit]:
         """All that is in ``data``, each text once in each form. ``deep``: also within compressed members."""
+        if self._common and not any(needle in data for needle in self._common):
+            return self._members(data, MOST_DEPTH) if deep else []
         hits = [Hit(text, form, at) for needle, (text, form) in self._forms.items() if (at := data.find(needle)) >= 0]
         return hits + self._members(data, MOST_DEPTH) if deep else hits
 
@@ -120,12 +128,12 @@ class Searcher:
 
     def find_in(self, pieces: Iterable[bytes], *, deep: bool = True) -> tuple[list[Hit], int]:
         """The same over a stream of pieces, and how many bytes it had. A text that lies over a border is found; a
-        compressed member is followed to the end of the piece after the one it begins in."""
+        compressed member is followed to the end of the piece after the one it begins in. Offsets leave out zeros."""
         hits: dict[tuple[str, str], Hit] = {}
         before, begin, size = b"", 0, 0
         for piece in pieces:
             size += len(piece)
-            data = before + piece
+            data = before + _ZEROS.sub(_FEW_ZEROS, piece)
             for hit in self.find(data, deep=deep):
                 hits.setdefault((hit.text, hit.form), hit._replace(offset=begin + hit.offset))
             keep = data[-(self._longest + (_MEMBER_BYTES if deep else 0)) :]
@@ -201,15 +209,13 @@ def deleted_files(pid: int) -> list[Path]:
 
 
 def memory_of(pid: int) -> Iterator[bytes]:
-    """All memory of process ``pid`` that can be read, region by region; raises OSError where /proc is not, or denies.
-
-    Borders between regions are borders of the pieces too.
-    """
+    """The memory of process ``pid`` that it may have written, region by region; raises OSError where /proc is not, or
+    denies. Borders between regions are borders of the pieces too. Left out: what is mapped from files, read-only."""
     maps = Path(f"/proc/{pid}/maps").read_text()
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         for line in maps.splitlines():
-            span, rights, *_ = line.split()
-            if "r" not in rights or line.endswith(("[vvar]", "[vsyscall]", "[vvar_vclock]")):
+            span, rights, _, _, inode, *_ = line.split()
+            if "r" not in rights or ("w" not in rights and (inode != "0" or line.endswith("]"))):
                 continue
             begin, end = (int(each, 16) for each in span.split("-"))
             while begin < end:
