@@ -1,7 +1,7 @@
 /** <alert-list>: open alerts, who has them, what was raised here. <raise-dialog>: raise one and hear whom it reaches. <presence-dialog>: what one is available for. */
 
 import { personName, roleName } from "./alert-words.js";
-import { Dialog } from "./dialogs.js";
+import { Dialog, ID_PATTERN } from "./dialogs.js";
 import { emit, h, icon } from "./dom.js";
 import { alertRow, raiseRow, raiseText, reachList, tickWho } from "./strips.js";
 
@@ -37,7 +37,6 @@ export const ROLES = ["physician", "nurse", "charge_nurse", "cardiologist", "sur
 export const TEMPLATES = ["stemi", "stroke", "trauma", "arrest"];
 const MAX_CHARS = 1000;
 /** The form of an id on the wire. */
-const ID_PATTERN = "[A-Za-z0-9][A-Za-z0-9._:@+\\-]{0,127}";
 
 export class RaiseDialog extends Dialog {
   /** send(frame) submits the alert and returns its id. */

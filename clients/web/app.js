@@ -408,7 +408,7 @@ export class ChatdApp extends HTMLElement {
   _choosePatient(patient, more = {}) {
     if (patient && patient.patient_id === this._conversation.patient?.patient_id) return;
     this._loadPatients();
-    const choose = (one, second) => this._contextSet(one.patient_id, second);
+    const choose = (one, second, reason) => this._contextSet(one.patient_id, second, reason);
     const done = (isOpen) => {
       more.done?.(isOpen);
       if (isOpen) this._parts.composer.focusField();
@@ -416,9 +416,10 @@ export class ChatdApp extends HTMLElement {
     openDialog(this, "patient-dialog", this._view, { patient, choose, search: more.search, done });
   }
 
-  _contextSet(patientId, second) {
+  _contextSet(patientId, second, reason) {
     const frame = { type: "context_set", patient_id: patientId };
     if (second) frame.second_identifier = second;
+    if (reason) frame.reason = reason;
     this._opening = this._submit("c", frame);
     return this._opening;
   }

@@ -241,16 +241,44 @@ export class DismissDialog extends Dialog {
   }
 }
 
+/**
+ * Whose roles may open a record of another department in an emergency, and the shortest reason: as the server has them
+ * (chatd/identity/data/roles.json, chatd/identity/break_glass.py); a test compares the two. The server decides.
+ */
+export const EMERGENCY_ROLES = [
+  "anaesthesiologist",
+  "anaesthetist",
+  "cardiologist",
+  "charge_doctor",
+  "charge_nurse",
+  "consultant",
+  "doctor",
+  "emergency_physician",
+  "intensivist",
+  "midwife",
+  "neurologist",
+  "nurse",
+  "paramedic",
+  "physician",
+  "resident",
+  "surgeon",
+];
+export const MIN_REASON_CHARS = 8;
+
+/** An id as the server takes it. */
+export const ID_PATTERN = "[A-Za-z0-9][A-Za-z0-9._:@+\\-]{0,127}";
+
 /** Choose a patient of the department; asks for a second identifier where the server wants one. */
 export class PatientDialog extends Dialog {
   /**
    * patient: open this one, or null to choose; search: what to filter the list by.
-   * choose(patient, second) submits the command and returns its id; done(isOpen) is called once, at the end.
+   * choose(patient, second, reason) submits the command and returns its id; done(isOpen) is called once, at the end.
    */
   build({ patient = null, search = "", choose, done = () => {} }) {
     this._choose = choose;
     this._search = search;
     this._isOpen = false;
+    this._reason = null;
     this.closed = () => done(this._isOpen);
     if (patient) this._opening(patient);
     else this._list();
@@ -258,8 +286,14 @@ export class PatientDialog extends Dialog {
 
   _list() {
     this.title(this.t("patient.choose"));
+    this._reason = null;
     const list = document.createElement("patient-list");
-    this.content(list);
+    const mayBreak = this.view.conversation.book.me.roles.some((role) => EMERGENCY_ROLES.includes(role.toLowerCase()));
+    this.content(
+      list,
+      mayBreak &&
+        h("div", { class: "dialog-buttons" }, h("button", { class: "button", type: "button", "data-key": "emergency", onclick: () => this._emergency(null) }, this.t("emergency.button"))),
+    );
     list.show(this.view, this._search);
     list.addEventListener("chatd:patient", (event) => {
       event.stopPropagation();
@@ -268,13 +302,42 @@ export class PatientDialog extends Dialog {
     queueMicrotask(() => list.querySelector("input")?.focus());
   }
 
+  /** The record's number and the reason, which its departments are told before it opens. */
+  _emergency(error) {
+    const { t } = this;
+    this.title(t("emergency.title"));
+    this.content(
+      error && h("p", { class: "banner banner-critical", role: "alert" }, icon("failed"), error),
+      h("p", { class: "banner banner-warning" }, icon("allergy"), t("emergency.help")),
+      h(
+        "form",
+        {
+          onsubmit: (event) => {
+            event.preventDefault();
+            const data = new FormData(event.target);
+            const id = String(data.get("record")).trim();
+            this._reason = String(data.get("reason")).trim();
+            this._patient = { patient_id: id, name: t("emergency.title") };
+            if (this._reason.length < MIN_REASON_CHARS) this._emergency(t("emergency.short", { count: MIN_REASON_CHARS }));
+            else this._opening(this._patient);
+          },
+        },
+        h("label", { class: "field" }, t("emergency.record"), h("input", { name: "record", required: true, pattern: ID_PATTERN, maxlength: "128", autocomplete: "off", spellcheck: "false", autofocus: true, value: this._reason === null ? "" : this._patient.patient_id })),
+        h("label", { class: "field" }, t("emergency.reason", { count: MIN_REASON_CHARS }), h("textarea", { name: "reason", required: true, rows: "2", maxlength: "500", dir: "auto" }, this._reason ?? "")),
+        h("div", { class: "dialog-buttons" }, h("button", { class: "button", type: "button", "data-key": "back", onclick: () => this._list() }, t("action.cancel")), h("button", { class: "button primary", type: "submit", "data-key": "emergency-go" }, t("emergency.go"))),
+      ),
+    );
+    this._body.querySelector("[autofocus]").focus();
+  }
+
   _opening(patient) {
     this._patient = patient;
     if (!this.view.isLive()) {
-      this._second(this.t("line.needed"), false);
+      if (this._reason === null) this._second(this.t("line.needed"), false);
+      else this._emergency(this.t("line.needed"));
       return;
     }
-    this._commandId = this._choose(patient, null);
+    this._commandId = this._choose(patient, null, this._reason);
     this.title(patient.name);
     this.content(h("p", { role: "status" }, this.t("patient.opening")));
   }
@@ -287,6 +350,10 @@ export class PatientDialog extends Dialog {
 
   error(clientMsgId, text, code) {
     if (clientMsgId !== this._commandId) return false;
+    if (this._reason !== null && code !== "second_identifier_required" && !this._asked) {
+      this._emergency(text);
+      return true;
+    }
     this._second(code === "second_identifier_required" && !this._asked ? null : text, code === "second_identifier_required" || this._asked);
     return true;
   }
@@ -305,7 +372,7 @@ export class PatientDialog extends Dialog {
             onsubmit: (event) => {
               event.preventDefault();
               const second = String(new FormData(event.target).get("second")).trim();
-              this._commandId = this._choose(this._patient, second);
+              this._commandId = this._choose(this._patient, second, this._reason);
               this.content(h("p", { role: "status" }, t("patient.opening")));
             },
           },

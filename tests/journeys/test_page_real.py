@@ -144,3 +144,40 @@ def test_page_raises_an_alert_that_a_colleague_accepts(page: Page, network: Rela
     page.locator("alert-strip button").click()
     expect(page.locator("alert-list .alert-row")).to_contain_text("Has it: nurse.almeida.cardio (there at")
     other.close()
+
+
+def test_emergency_access_tells_the_other_department(page: Page, place: Hospital) -> None:
+    """A record of intensive care opens for a cardiologist who gives a reason; that department has an alert."""
+    page.locator("chatd-sign-in button[type=submit]").click()
+    expect(page.locator("status-line.is-live")).to_be_visible()
+    page.locator("patient-banner [data-key=choose]").click()
+    page.locator("patient-dialog [data-key=emergency]").click()
+    dialog = page.locator("patient-dialog")
+    dialog.locator("input[name=record]").fill("3318")
+    dialog.locator("textarea[name=reason]").fill("x")
+    page.locator("[data-key=emergency-go]").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("at least 8")
+    shoot(page, "7-emergency")
+    dialog.locator("textarea[name=reason]").fill("Unconscious in our cath lab")
+    page.locator("[data-key=emergency-go]").click()
+    expect(page.locator("patient-banner")).to_contain_text("Fernando Moreira")
+    expect(page.locator("patient-banner")).to_contain_text("3318")
+    told = place.run("audit", "report", "--data-dir", "DIR", "--user", "dr.santos.cardio").stdout
+    assert "break_glass\tok" in told
+    assert "\ticu\talert.raised\tok" in told
+    assert "Unconscious" not in told
+
+
+def test_emergency_access_to_no_record_keeps_what_was_written(page: Page) -> None:
+    """A number that nobody has is told, and number and reason stand in the form to be put right."""
+    page.locator("chatd-sign-in button[type=submit]").click()
+    expect(page.locator("status-line.is-live")).to_be_visible()
+    page.locator("patient-banner [data-key=choose]").click()
+    page.locator("patient-dialog [data-key=emergency]").click()
+    dialog = page.locator("patient-dialog")
+    dialog.locator("input[name=record]").fill("9999999")
+    dialog.locator("textarea[name=reason]").fill("Unconscious in our cath lab")
+    page.locator("[data-key=emergency-go]").click()
+    expect(dialog.get_by_role("alert")).to_be_visible()
+    expect(dialog.locator("input[name=record]")).to_have_value("9999999")
+    expect(dialog.locator("textarea[name=reason]")).to_have_value("Unconscious in our cath lab")

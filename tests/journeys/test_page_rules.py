@@ -10,6 +10,9 @@ import pytest
 from playwright.sync_api import Page
 
 from chatd.actions.reasons import dismiss_reasons
+from chatd.gateway.emergency import COMMAND
+from chatd.identity.break_glass import MIN_REASON_CHARS
+from chatd.identity.roles import TABLE
 from protocols.errors import CloseCode, ErrorCode
 from protocols.frames import ALERT_DURABLE, SESSION_DURABLE
 from tests.fakes.fake_chatd import FakeChatd
@@ -542,6 +545,16 @@ def test_dismiss_reasons_are_the_servers(page: Page) -> None:
     assert codes == [one.code for one in known]
     assert [tables["en"][f"reason.{one.code}"] for one in known] == [one.en for one in known]
     assert [tables["pt"][f"reason.{one.code}"] for one in known] == [one.pt for one in known]
+
+
+def test_emergency_access_is_offered_to_whom_the_server_gives_it(page: Page) -> None:
+    """The page knows the roles of the server's table, and how long a reason must be."""
+    roles, least = page.evaluate(
+        """async () => { const { EMERGENCY_ROLES, MIN_REASON_CHARS } = await import("/web/dialogs.js");
+                         return [EMERGENCY_ROLES, MIN_REASON_CHARS]; }"""
+    )
+    assert roles == sorted(role for group in TABLE.commands[COMMAND] for role in TABLE.groups[group])
+    assert least == MIN_REASON_CHARS
 
 
 def _places(text: str) -> set[str]:
