@@ -32,7 +32,7 @@ PACKAGES = ("protocols", "context", "chatd")
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text("utf-8")
     for path in (
-        *(ROOT / name for name in ("README.md", "CHANGELOG.md", "NOTICE", "protocols/SPEC.md")),
+        *(ROOT / name for name in ("README.md", "CHANGELOG.md", "NOTICE", "SECURITY.md", "protocols/SPEC.md")),
         *sorted((ROOT / "docs").glob("*.md")),
     )
 }
@@ -312,9 +312,9 @@ def test_commands_on_pages_exist(name: str, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize("name", PAGES)
 def test_make_targets_on_pages_exist(name: str) -> None:
     """Each make target on a page stands in the Makefile."""
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE))
-    told = {word for shown in code(PAGES[name]) for word in re.findall(r"^make ([a-z]+)", shown)}
-    told |= {word for block in blocks(PAGES[name], "sh") for word in re.findall(r"^make ([a-z]+)", block, re.MULTILINE)}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE))
+    told = {word for shown in code(PAGES[name]) for word in re.findall(r"^make ([a-z-]+)", shown)}
+    told |= {word for block in blocks(PAGES[name], "sh") for word in re.findall(r"^make ([a-z-]+)", block, re.M)}
     assert told <= targets
 
 
