@@ -209,6 +209,20 @@ def test_audit_command_says_that_it_could_not_look() -> None:
     assert done.stderr == "audit-dependencies: could not look: nowhere: FileNotFoundError\n"
 
 
+def test_everything_is_installed_by_its_hash() -> None:
+    """Each pip command of the scripts asks for hashes, but for the one that installs chatd itself and nothing else."""
+    commands = []
+    for path in sorted((ROOT / "scripts").iterdir()):
+        if path.is_file() and path.suffix == "":
+            text = path.read_text("utf-8").replace("\\\n", " ")
+            commands += re.findall(r"-m pip install[^;}\n]*", text)
+    own = [command for command in commands if "--require-hashes" not in command]
+    assert len(commands) >= 3
+    assert len(own) == 1
+    assert "--no-deps" in own[0]
+    assert own[0].endswith("--editable .")
+
+
 # --- the bill of materials ----------------------------------------------------------------------------------
 
 
@@ -266,6 +280,22 @@ def test_sbom_needs_are_parts(document: dict[str, Any]) -> None:
     assert {"cryptography", "starlette", "redis", "msgspec"} <= {
         re.split(r"[/@]", ref)[1] for ref in graph[root] if ref.startswith("pkg:pypi/")
     }
+
+
+def test_sbom_tells_the_versions_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --here an installed package has its version; one that is not has none, nor has a machine without dpkg."""
+    query = tmp_path / "dpkg-query"
+    query.write_text(
+        '#!/bin/sh\n[ "$4" = nginx ] && printf "installed 1.22.1-9+deb12u3" || printf "not-installed "\n', "utf-8"
+    )
+    query.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    parts = {part["name"]: part for part in sbom.system(here=True)}
+    assert parts["nginx"]["version"] == "1.22.1-9+deb12u3"
+    assert parts["nginx"]["purl"] == "pkg:deb/debian/nginx@1.22.1-9%2Bdeb12u3"
+    assert "version" not in parts["postgresql"]
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert not [part for part in sbom.system(here=True) if "version" in part]
 
 
 def test_sbom_is_the_same_twice(document: dict[str, Any]) -> None:
