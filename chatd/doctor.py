@@ -102,7 +102,10 @@ async def _bounded(names: Sequence[str], ask: Callable[[], Awaitable[Sequence[Fi
     within_s = max(CHECKS[name].within_s for name in names)
     try:
         async with asyncio.timeout(within_s):
-            return await ask()
+            found = await ask()
+            told = {each.check for each in found}
+            other = CHECKS[names[0]].what
+            return [*found, *(unseen(name, f"see the row {other}") for name in names if name not in told)]
     except TimeoutError:
         why = f"no answer within {within_s:g} s"
     except LedgerUnavailable as error:
@@ -205,7 +208,7 @@ class _Patient:
         url = self._places.redis_url
         if not url:
             nothing = "no chatd up runs here, and no CHATD_REDIS_URL is set"
-            return [unseen(name, nothing, "give --redis URL") for name in ("redis_settings", "redis_user")]
+            return [unseen("redis_settings", nothing, "give --redis URL")]
         try:
             facts = await redis_safety.look(url, timeout_s=_REDIS_S)
         except (RedisError, OSError, ValueError) as error:

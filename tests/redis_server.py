@@ -18,6 +18,11 @@ from redis.backoff import NoBackoff
 
 #: Longest wait for a started server to answer; a loaded two-core machine needs well under a second.
 START_TIMEOUT_S = 20.0
+#: chatd's own user as deploy/redis has it, here without a password; ``chatd serve`` starts for no other.
+USER_RULES = (
+    "on nopass sanitize-payload ~chatd:* resetchannels &chatd:* -@all +@read +@write +@keyspace +@connection "
+    "+@transaction +@scripting +@pubsub -@dangerous -@admin +info +time"
+)
 
 
 def redis_executable() -> str:
@@ -49,6 +54,11 @@ class RedisServer:
         return f"unix://{self.socket_path}"
 
     @property
+    def chatd_url(self) -> str:
+        """The address as chatd's own user."""
+        return f"unix://chatd@{self.socket_path}"
+
+    @property
     def pid(self) -> int:
         assert self._process is not None, "the server is not running"
         return self._process.pid
@@ -69,6 +79,7 @@ class RedisServer:
         self.socket_path.unlink(missing_ok=True)
         command = [redis_executable(), "--port", "0", "--unixsocket", str(self.socket_path)]
         command += ["--unixsocketperm", "700", "--dir", str(self.directory), "--save", "", "--appendonly", "no"]
+        command += ["--user", "chatd", *USER_RULES.split()]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen([*command, *self._options], stdout=log, stderr=log)
         deadline = time.monotonic() + START_TIMEOUT_S

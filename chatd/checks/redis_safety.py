@@ -208,7 +208,7 @@ def _text(value: object) -> object:
 def _is_here(client: Redis) -> bool:
     """Whether its files are this machine's, as far as its address says."""
     options = client.connection_pool.connection_kwargs
-    return "path" in options or options.get("host", "localhost") in _LOCAL
+    return "path" in options or options.get("host") in _LOCAL
 
 
 def read_settings(text: str, *, major: int) -> dict[str, str]:

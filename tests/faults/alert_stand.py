@@ -170,7 +170,7 @@ class Stand:
         settings = Settings(data_dir=str(self.folder), demo=True)
         self.secret = Places(settings).jwt_secret()
         Places(settings).key_ring()
-        arguments = ["--data-dir", str(self.folder), "--redis", self.redis.url, "--ledger", self.ledger_url]
+        arguments = ["--data-dir", str(self.folder), "--redis", self.redis.chatd_url, "--ledger", self.ledger_url]
         arguments += ["--host", self._host]
         self.gateways = [Gateway(arguments, free_port(), ENV) for _ in range(GATEWAYS[self.name])]
         for gateway in self.gateways:

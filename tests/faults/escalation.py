@@ -207,7 +207,7 @@ class Stand:
         places.key_ring()
         policies = self.folder / "policies.json"
         policies.write_text(json.dumps(POLICIES))
-        arguments = ["--data-dir", str(self.folder), "--redis", self._redis.url, "--ledger", self.ledger_url]
+        arguments = ["--data-dir", str(self.folder), "--redis", self._redis.chatd_url, "--ledger", self.ledger_url]
         env = ENV | {"CHATD_ALERT_POLICIES_FILE": str(policies)}
         clocks = (None, self.folder / "clock") if self.name == "postgresql" else (None,)
         self.gateways = [Gateway(arguments, env, clock) for clock in clocks]
