@@ -34,6 +34,8 @@ PUBLISHED = "https://osv-vulnerabilities.storage.googleapis.com/PyPI/all.zip"
 #: The whole ecosystem is some tens of megabytes; more than this is no database.
 MAX_FETCH_BYTES = 512 * 1024 * 1024
 _FETCH_S = 60.0
+#: The database has had over ten thousand for years; one with fewer than this was not copied whole.
+LEAST = 1_000
 
 
 class CouldNotLook(Exception):
@@ -163,13 +165,18 @@ def load(place: Path | io.BytesIO) -> Iterator[dict[str, Any]]:
 
 
 def examine(
-    locks: Mapping[str, Iterable[Pin]], database: Iterable[Mapping[str, Any]], *, now: datetime, max_age: timedelta
+    locks: Mapping[str, Iterable[Pin]],
+    database: Iterable[Mapping[str, Any]],
+    *,
+    now: datetime,
+    max_age: timedelta,
+    least: int = LEAST,
 ) -> tuple[list[Finding], int]:
     """Findings in the order of names, and how many advisories were looked at.
 
     Raises:
-        CouldNotLook: no advisory about any Python package, the newest is older than ``max_age``, or one of those about
-            a locked package is not understood.
+        CouldNotLook: fewer than ``least`` advisories about Python packages, the newest is older than ``max_age``, or
+            one of those about a locked package is not understood.
     """
     pins: dict[tuple[str, str], Pin] = {}
     where: dict[tuple[str, str], list[str]] = {}
@@ -209,8 +216,8 @@ def examine(
                 aliases = tuple(str(alias) for alias in entry.get("aliases") or ())
                 lists_of = tuple(where[pin.name, pin.version])
                 found.append(Finding(pin.name, pin.version, str(entry["id"]), aliases, fixed, summary, lists_of))
-    if not looked_at:
-        raise CouldNotLook("the database has no advisory about any Python package")
+    if looked_at < max(least, 1):
+        raise CouldNotLook(f"{looked_at} advisories about Python packages: the database is not whole")
     if now - newest > max_age:
         raise CouldNotLook(f"the newest advisory is of {newest.date()}: fetch the database anew")
     return sorted(found, key=lambda each: (each.name, each.advisory)), looked_at
@@ -246,6 +253,7 @@ def main(arguments: Sequence[str] | None = None, *, now: datetime | None = None)
     parser.add_argument(
         "--max-age-days", type=float, default=14.0, help="an older database knows too little (%(default)g)"
     )
+    parser.add_argument("--least", type=int, default=LEAST, help="advisories that a whole database has (%(default)s)")
     parser.add_argument(
         "--ignore", metavar="ID", action="append", default=[], help="an advisory that was judged; repeat"
     )
@@ -256,7 +264,8 @@ def main(arguments: Sequence[str] | None = None, *, now: datetime | None = None)
         source = given.database if given.database else fetch(given.url)
         entries = (entry for entry in load(source) if not {entry["id"], *_aliases(entry)} & set(given.ignore))
         age = timedelta(days=given.max_age_days)
-        findings, looked_at = examine(locks, entries, now=now or datetime.now(UTC), max_age=age)
+        at = now or datetime.now(UTC)
+        findings, looked_at = examine(locks, entries, now=at, max_age=age, least=given.least)
     except (CouldNotLook, LockError) as error:
         print(f"audit-dependencies: could not look: {error}", file=sys.stderr)
         return 2

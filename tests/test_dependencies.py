@@ -64,7 +64,7 @@ def folder(at: Path, *entries: dict[str, Any]) -> Path:
 
 def looked(lock: Path, database: Path, *words: str) -> int:
     """The exit status with this list and database."""
-    status = audit.main(["--database", str(database), *words, str(lock)], now=NOW)
+    status = audit.main(["--database", str(database), "--least", "1", *words, str(lock)], now=NOW)
     assert isinstance(status, int)
     return status
 
@@ -148,6 +148,16 @@ def test_audit_fails_where_it_could_not_look(
     assert shown.out == ""
     assert shown.err.startswith("audit-dependencies: could not look: ")
     assert shown.err.count("\n") == 1
+
+
+def test_audit_fails_on_a_part_of_a_database(lock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without being told otherwise, a handful of advisories is a copy that broke off: nothing else would show it."""
+    entries = [advisory("something-else", [{"introduced": "0"}], identity=f"OSV-{number}") for number in range(999)]
+    few = folder(tmp_path / "few", *entries)
+    assert audit.main(["--database", str(few), str(lock)], now=NOW) == 2
+    assert "999 advisories about Python packages" in capsys.readouterr().err
+    (few / "one-more.json").write_text(json.dumps(OTHER), "utf-8")
+    assert audit.main(["--database", str(few), str(lock)], now=NOW) == 0
 
 
 def test_audit_fails_without_a_database(lock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
