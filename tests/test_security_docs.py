@@ -70,6 +70,8 @@ def test_security_pages_name_files_and_functions_that_exist(name: str) -> None:
     """Each path is there; a name that follows a file's path in the same brackets is defined in that file."""
     for path in re.findall(rf"(?<![\w./-])((?:{TOPS})/[\w./@-]+)", PAGES[name]):
         assert (ROOT / path.rstrip(".")).exists(), path
+    for module in re.findall(r"python -m ([\w.]+)", PAGES[name]):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
     for path, what in re.findall(r"`([\w./]+\.py)`, `([A-Za-z_][\w.]*)`", PAGES[name]):
         assert what in defined(ROOT / path), (path, what)
 
