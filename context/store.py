@@ -49,6 +49,7 @@ from context.layers import (
     versioned,
 )
 from context.seal import Sealer, SealError
+from context.sentinel import PrimaryPool, is_sentinel, parse
 from protocols.errors import ChatdError
 
 #: Above this a department's patient list is refused aloud: a cut list would hide the second of two namesakes.
@@ -146,17 +147,19 @@ def connect(url: str, *, timeout_s: float = 2.0, max_connections: int = 64) -> R
     """An asyncio client whose every wait ends: for a connection of the pool, for the connect, for an answer.
 
     A pooled connection to a Redis that has restarted is broken, so a command is tried three times in all.
-    The caller closes it with ``aclose``. Nothing is connected yet.
+    The caller closes it with ``aclose``. Nothing is connected yet. ``url`` is one of Redis, or of Sentinels as
+    ``context.sentinel`` has it; raises ValueError where it is neither.
     """
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=max_connections,
-        timeout=timeout_s,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(ExponentialBackoff(cap=0.1, base=0.01), 2),
-    )
-    return Redis.from_pool(pool)
+    options: dict[str, Any] = {
+        "max_connections": max_connections,
+        "timeout": timeout_s,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "retry": Retry(ExponentialBackoff(cap=0.1, base=0.01), 2),
+    }
+    if is_sentinel(url):
+        return Redis.from_pool(PrimaryPool(parse(url), **options))
+    return Redis.from_pool(BlockingConnectionPool.from_url(url, **options))
 
 
 class ContextStore:

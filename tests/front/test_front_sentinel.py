@@ -1,0 +1,92 @@
+"""Redis's primary is killed and another promoted: chatd asks the Sentinels, sessions go on, alerts never stop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+from redis.exceptions import RedisError
+
+from context.store import connect
+from tests.chat_client import ChatClient
+from tests.front.redis_sentinel import Kept
+from tests.server import hospital
+
+pytestmark = pytest.mark.journeys
+
+#: How long a client tries; how long it took is measured by tests.front.failover.
+GIVE_UP_S = 60.0
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    """Two Redis and three Sentinels that replace the primary after half a second."""
+    made = Kept(down_after_ms=500)
+    yield made
+    made.close()
+
+
+async def test_client_goes_on_with_the_new_primary(kept: Kept) -> None:
+    """What was written is there, writes work again, and busy and idle connections have moved."""
+    client = connect(kept.url, timeout_s=1.0, max_connections=8)
+    try:
+        await asyncio.gather(*(client.set(f"chatd:{number}", number) for number in range(50)))
+        old = await asyncio.to_thread(kept.kill_primary)
+        new = await asyncio.to_thread(kept.await_other, old)
+        async with asyncio.timeout(GIVE_UP_S):
+            while True:
+                try:
+                    await client.set("chatd:after", "1")
+                    break
+                except (RedisError, OSError):
+                    await asyncio.sleep(0.05)
+        assert await asyncio.gather(*(client.get(f"chatd:{number}") for number in range(50))) == [
+            str(number).encode() for number in range(50)
+        ]
+        assert kept.ask(new, "GET", "chatd:after") == "1"
+    finally:
+        await client.aclose()
+    assert kept.files() == set()
+
+
+async def test_a_primary_that_came_back_is_not_written_to(kept: Kept) -> None:
+    """The old primary, back as a replica, refuses writes: connections that still lead there find the new one."""
+    client = connect(kept.url, timeout_s=1.0, max_connections=2)
+    try:
+        await client.set("chatd:x", "1")
+        old = await asyncio.to_thread(kept.primary)
+        # A fail-over by hand: nobody dies, and the client's connections stay open.
+        assert kept.ask(kept.sentinel_ports[0], "SENTINEL", "FAILOVER", "chatd") is not None
+        new = await asyncio.to_thread(kept.await_other, old)
+        async with asyncio.timeout(GIVE_UP_S):
+            while kept.ask(new, "GET", "chatd:y") != "2":
+                try:
+                    await client.set("chatd:y", "2")
+                except (RedisError, OSError):
+                    await asyncio.sleep(0.05)
+    finally:
+        await client.aclose()
+
+
+async def test_hospital_goes_on_after_a_failover(kept: Kept) -> None:
+    """A phone asks before and after; its alerts come meanwhile; nobody is signed out."""
+    with hospital("--redis", kept.url, env={"CHATD_SWEEP_INTERVAL_S": "0.2", "CHATD_DRAIN_SPREAD_S": "0.1"}) as place:
+        doctor = ChatClient(
+            place.url, department="cardiology", user_id="dr.santos.cardio", token=place.token(), wait_s=GIVE_UP_S
+        )
+        await doctor.connect()
+        assert (await doctor.ask("Allergies?", "7823"))[-1]["status"] == "completed"
+        old = await asyncio.to_thread(kept.kill_primary)
+        assert place.run("alert", "--data-dir", "DIR", "cardiology", "Bed 4").returncode == 0
+        await doctor.until("system_notification", content="Bed 4")
+        await asyncio.to_thread(kept.await_other, old)
+        give_up = time.monotonic() + GIVE_UP_S
+        while (answer := (await doctor.ask("Allergies?", "7823"))[-1])["type"] == "error":
+            assert answer["retryable"], answer
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.1)
+        assert answer["status"] == "completed"
+        await doctor.close()
+        assert "Traceback" not in place.up.log()
