@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -81,7 +82,7 @@ class Signed:
             builder = builder.add_extension(usage, critical=True)
         else:
             builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        self.certificate = builder.sign((by or self).key, SHA256())
+        self.certificate: x509.Certificate = builder.sign((by or self).key, SHA256())
 
     @property
     def pem(self) -> bytes:
@@ -342,7 +343,7 @@ def test_time_server_is_asked_over_udp(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_room_is_told_before_it_is_gone(free_gib: float, total_gib: float, is_read_only: bool, state: str) -> None:
     """Little room warns, none or a read-only mount fails."""
     gib = 1024**3
-    assert machine.room("x", int(free_gib * gib), total_gib * gib, is_read_only=is_read_only).state == state
+    assert machine.room("x", int(free_gib * gib), int(total_gib * gib), is_read_only=is_read_only).state == state
 
 
 @pytest.mark.parametrize(
@@ -384,7 +385,7 @@ async def test_ledger_is_looked_at_and_not_touched(tmp_path: Path) -> None:
     await ledger.close()
     assert health.look(url, health.revision, timeout_s=5) == HEAD
     for whole in (False, True):
-        assert health.look(url, lambda tx, whole=whole: health.integrity(tx, whole=whole), timeout_s=5) is True
+        assert health.look(url, partial(health.integrity, whole=whole), timeout_s=5) is True
     assert health.look(url, lambda tx: (health.clock(tx),), timeout_s=5) == (None,)
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0001'")

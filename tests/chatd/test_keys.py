@@ -171,9 +171,14 @@ def test_unknown_key_costs_one_look_a_second(tmp_path: Path, monkeypatch: pytest
     """A record of a key that is nowhere is refused each time, and the file is not read each time."""
     live = LiveKeys(written(tmp_path / "ring", KeyRing.generate()))
     looks: list[int] = []
-    monkeypatch.setattr(live, "look", lambda: looks.append(1) or False)
+
+    def look() -> bool:
+        looks.append(1)
+        return False
+
+    monkeypatch.setattr(live, "look", look)
     now = [1_000.0]
-    monkeypatch.setattr(keys.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("chatd.keys.time.monotonic", lambda: now[0])
     strange = Sealer(KeyRing.generate()).seal(b"word", aad=AAD)
     for step in (0.0, 0.5, 0.4, 0.2):
         now[0] += step

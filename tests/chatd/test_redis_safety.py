@@ -120,7 +120,7 @@ def test_old_redis_feeds_replicas_by_files_unless_told() -> None:
 )
 def test_findings_follow_what_was_seen(change: dict[str, object], states: tuple[str, str]) -> None:
     """Each fact gives the row that a person should see; overridden, a failure is a warning."""
-    facts = msgspec.structs.replace(WELL, **change)  # type: ignore[arg-type]
+    facts = msgspec.structs.replace(WELL, **change)
     assert tuple(each.state for each in redis_safety.findings(facts, is_overridden=False)) == states
     for each, state in zip(redis_safety.findings(facts, is_overridden=True), states, strict=True):
         assert each.state == ("warn" if state == "fail" else state)
@@ -164,7 +164,7 @@ async def test_each_right_is_seen(server: RedisServer, command: tuple[str, ...])
     name = " ".join(command[:2]) if command[0] == "CONFIG" else command[0]
     right = f"+{command[0]}|{command[1]}".lower() if command[0] == "CONFIG" else f"+{command[0]}".lower()
     client = server.client()
-    await client.execute_command("ACL", "SETUSER", "chatd", right)
+    await client.acl_setuser("chatd", enabled=True, nopass=True, commands=[right])
     facts = await redis_safety.look(server.chatd_url, timeout_s=5)
     assert facts.may == (() if name == "DEBUG" else (name,))
     assert await client.ping()
@@ -204,7 +204,7 @@ async def test_private_redis_of_an_older_version_is_replaced(tmp_path: Path) -> 
     old.start()
     client: Redis = Redis(unix_socket_path=str(old.path))
     before = (await client.info("server"))["run_id"]
-    await client.execute_command("ACL", "DELUSER", "chatd")
+    await client.acl_deluser("chatd")
     await client.aclose()
     new = PrivateRedis(tmp_path)
     new.start()
