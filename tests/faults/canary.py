@@ -64,7 +64,7 @@ DOCTORS: Final = (
     ("dr.mendes.cardio", "physician"),
     ("nurse.almeida.cardio", "nurse"),
 )
-FAULTS_PER_RUN: Final = 4
+FAULTS_PER_RUN: Final = 3
 IMAGE_BYTES: Final = 384 * 1024 * 1024
 #: No wait is longer.
 WAIT_S: Final = 90.0
@@ -857,6 +857,8 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=OUT, help=f"(default: {OUT.relative_to(ROOT)})")
     arguments = parser.parse_args()
+    # As Ctrl-C does it: nothing is left running or mounted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     results = campaign(
         arguments.seed,
         arguments.runs,
