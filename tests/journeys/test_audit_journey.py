@@ -16,7 +16,7 @@ from tests.http_call import call
 from tests.server import Hospital, hospital
 
 CANARY = "canary7f3e9b"
-USER = "dr.santos.cardio"
+USER, COLLEAGUE = "dr.santos.cardio", "dr.lima.cardio"
 Phone = Callable[..., ChatClient]
 
 
@@ -65,6 +65,7 @@ async def work_a_shift(place: Hospital, phone: Phone) -> None:
     await client.until("accepted", client_msg_id=taken)
     await said(client, "alert_response", alert_id=alert_id, answer="accept")
     await client.until("error", code="alert_closed")
+    await hand_over(client, phone(COLLEAGUE))
     await said(client, "refresh", token=place.token(USER, "cardiology"))
     await client.until("accepted")
     await said(client, "user_message", content=CANARY, patient_id="p-other")
@@ -84,6 +85,27 @@ async def work_a_shift(place: Hospital, phone: Phone) -> None:
     place.run("context", "show", "--data-dir", "DIR", "--department", "cardiology", "--user", USER, "--patient", "7823")
 
 
+async def hand_over(giver: ChatClient, taker: ChatClient) -> None:
+    """Two alerts are taken and offered to a colleague, who takes one over and leaves the other."""
+    await taker.connect()
+    for answer, holder in (("take_over", taker), ("refuse_handover", giver)):
+        called = {"to": {"department": "cardiology"}, "priority": "high", "requires_action": True}
+        raised = await said(giver, "alert_raise", content=CANARY, **called)
+        alert_id = (await giver.until("accepted", client_msg_id=raised))["alert_id"]
+        for client, step, more in (
+            (giver, "accept", {}),
+            (giver, "hand_over", {"colleague": COLLEAGUE}),
+            (taker, answer, {}),
+            (holder, "done", {}),
+        ):
+            done = await said(client, "alert_response", alert_id=alert_id, answer=step, **more)
+            frame = await client.receive()
+            while frame.get("client_msg_id") != done:
+                frame = await client.receive()
+            assert frame["type"] == "accepted", (step, frame)
+    await taker.close()
+
+
 EXPECTED = {
     ("session.open", "ok"),
     ("sign_in", "ok"),
@@ -101,6 +123,11 @@ EXPECTED = {
     ("presence", "ok"),
     ("alert.raised", "ok"),
     ("alert.stood_down", "ok"),
+    ("alert.accepted", "ok"),
+    ("alert.handover_offered", "ok"),
+    ("alert.handed_over", "ok"),
+    ("alert.handover_refused", "ok"),
+    ("alert.resolved", "ok"),
     ("alert.refused", "alert_closed"),
     ("alert.read", "ok"),
     ("token.renewed", "ok"),
