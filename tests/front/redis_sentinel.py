@@ -104,13 +104,20 @@ class Kept:
         )
         return self.primary()
 
+    def await_replica(self, port: int) -> None:
+        """Wait until the Redis there follows the primary."""
+        self._until("a replica again", lambda: self._is_following(port), PROMOTED_S)
+
+    def _is_following(self, port: int) -> bool:
+        role = self.ask(port, "ROLE")
+        return isinstance(role, (list, tuple)) and role[0] == "slave" and role[3] == "connected"
+
     def _role(self, port: int) -> str:
         role = self.ask(port, "ROLE")
         return str(role[0]) if isinstance(role, (list, tuple)) else ""
 
     def _is_whole(self) -> bool:
-        role = self.ask(self.ports[1], "ROLE")
-        if not isinstance(role, (list, tuple)) or list(role)[:1] != ["slave"] or role[3] != "connected":
+        if not self._is_following(self.ports[1]):
             return False
         for port in self.sentinel_ports:
             seen = self.ask(port, "SENTINEL", "CKQUORUM", NAME)
