@@ -1,5 +1,5 @@
 # chatd: `make run` shows it, `make test` proves it, `make help` lists the rest.
-.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-front test-abuse test-page test-inference test-vllm check faults faults-questions faults-alerts faults-escalation faults-inference bench bench-inference bench-fanout bench-alerts clean
+.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-front test-abuse test-page test-inference test-vllm check faults faults-questions faults-alerts faults-escalation faults-inference faults-canary bench bench-inference bench-fanout bench-alerts clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ faults-escalation: dev ## kill gateways and set clocks while alerts escalate, 5 
 faults-inference: dev ## kill, freeze and revive the worker while it writes, 50 seeded runs
 	@scripts/system-packages
 	@.venv/bin/python -m tests.faults.workers --runs 50 $(ARGS)
+
+faults-canary: dev ## look for what people wrote on disks and in memory, 20 seeded runs of kills (Linux, root)
+	@scripts/system-packages
+	@.venv/bin/python -m tests.faults.canary $(ARGS)
 
 bench: dev ## measure accepted, facts, memory and CPU with 200 connections
 	@.venv/bin/python loadtest/bench/questions.py $(ARGS)

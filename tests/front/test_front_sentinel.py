@@ -14,7 +14,7 @@ from tests.chat_client import ChatClient
 from tests.front.redis_sentinel import Kept
 from tests.server import hospital
 
-pytestmark = pytest.mark.journeys
+pytestmark = pytest.mark.front
 
 #: How long a client tries; how long it took is measured by tests.front.failover.
 GIVE_UP_S = 60.0
