@@ -33,8 +33,8 @@ MOST_DEPTH: Final = 2
 _MEMBER: Final = re.compile(rb"\x1f\x8b\x08|\x78[\x01\x5e\x9c\xda]")
 #: A member's input that is looked at in one piece; one that is longer is inflated as far as this.
 _MEMBER_BYTES: Final = 4 * 1024 * 1024
-#: Long runs of zeros hold nothing, and disks and memories are full of them.
-_ZEROS: Final = re.compile(rb"\0{4096,}")
+#: Blocks of zeros hold nothing, and disks and memories are full of them; each leaves a few, which part its neighbours.
+_ZEROS: Final = bytes(4096)
 _FEW_ZEROS: Final = bytes(64)
 
 
@@ -139,13 +139,18 @@ class Searcher:
         before, begin, size = b"", 0, 0
         for piece in pieces:
             size += len(piece)
-            data = before + _ZEROS.sub(_FEW_ZEROS, piece)
+            data = before + _without_zeros(piece)
             for hit in self.find(data, deep=deep):
                 hits.setdefault((hit.text, hit.form), hit._replace(offset=begin + hit.offset))
             keep = data[-(self._longest + (_MEMBER_BYTES if deep else 0)) :]
             begin += len(data) - len(keep)
             before = keep
         return list(hits.values()), size
+
+
+def _without_zeros(piece: bytes) -> bytes:
+    blocks = (piece[at : at + len(_ZEROS)] for at in range(0, len(piece), len(_ZEROS)))
+    return b"".join(_FEW_ZEROS if block == _ZEROS else block for block in blocks)
 
 
 def _inflate(data: bytes) -> bytes:
