@@ -428,6 +428,9 @@ class Connection:
                 await commands.handle(self, frame)
             except RemoteProtocolError as error:
                 cost = 2  # what is refused again and again has no use, and costs the others as much
+                if self.session.state is State.CLOSED:
+                    # Its last act, the end of its session, could not be done now: nothing may be sent any more.
+                    raise Closing(CloseCode.INSUFFICIENT_STATE, after_ms=_COME_BACK_MS) from None
                 self.send_error(error)
                 if error.strike:
                     self.session.strike(self._now_ms())
@@ -566,8 +569,8 @@ class Connection:
             self.node.faults.reached("deliver")
 
     def _numbered(self, words: Words) -> bytes | None:
-        """Text as its frame, numbered in the order of leaving; None after the answer."""
-        if self.session.is_finished(words.response_id):
+        """Text as its frame, numbered in the order of leaving; None after the answer and the session's end."""
+        if self.session.is_finished(words.response_id) or not self.session.is_welcomed:
             return None
         frame = AiDelta(
             response_id=words.response_id,
@@ -583,6 +586,8 @@ class Connection:
 
     def ring(self, seq: int, frame: bytes | None = None) -> None:
         """The session's log has grown to ``seq``; with its frame at hand and nothing missing, send it at once."""
+        if self.session.state is State.CLOSED:
+            return  # its end has been asked for, and is under way
         if self.cursor is None:
             self._rung = max(self._rung, seq)
         elif seq > self.cursor:
@@ -624,6 +629,8 @@ class Connection:
                 return
             except SessionLost:
                 raise Closing(CloseCode.INSUFFICIENT_STATE) from None
+            if self.session.state is State.CLOSED:
+                return
             for event in events:
                 if event.seq <= self.cursor:
                     continue

@@ -171,9 +171,17 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
 
     def _take_slice(self) -> None:
         self._next_slice = None
+        try:
+            if not self.transport.is_closing():
+                self._take_apart()
+        except RuntimeError:
+            # An answer found the line cut, and what is cut can be neither paused nor half closed.
+            if not self.transport.is_closing():
+                raise
         if self.transport.is_closing():
             self._unread.clear()
-            return
+
+    def _take_apart(self) -> None:
         piece = bytes(self._unread[: self.limits.slice_bytes])
         del self._unread[: len(piece)]
         self.conn.receive_data(piece)

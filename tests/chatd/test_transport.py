@@ -313,3 +313,40 @@ async def test_a_close_does_not_let_a_flood_in() -> None:
     await line.closed.wait()
     assert line.socket.is_reading is False
     line.protocol.connection_lost(None)
+
+
+class Cut(Socket):
+    """A line that is found cut by the next write; as with uvloop, it then refuses everything but closing."""
+
+    is_lost = False
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+        self.is_closed = self.is_closed or self.is_lost
+
+    def _refuse(self) -> None:
+        if self.is_closed:
+            raise RuntimeError("the handler is closed")
+
+    def write_eof(self) -> None:
+        self._refuse()
+
+    def pause_reading(self) -> None:
+        self._refuse()
+
+    def resume_reading(self) -> None:
+        self._refuse()
+
+
+@pytest.mark.parametrize("sent", [b"\x81\x81" + MASK + b"\xff", b"\x89\x80" + MASK + b"\xc1\x80" + MASK])
+async def test_line_that_is_found_cut_is_no_fault(sent: bytes) -> None:
+    """Where the answer to a broken frame finds the line cut, nothing is raised into the loop."""
+    line = Line()
+    cut = Cut()
+    line.socket = cut
+    line.protocol.connection_made(cast(asyncio.Transport, cut))
+    await line.open()
+    cut.is_lost = True
+    line.protocol.data_received(sent)
+    assert cut.is_closed
+    line.protocol.connection_lost(None)
