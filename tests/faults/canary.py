@@ -66,6 +66,8 @@ DOCTORS: Final = (
 )
 FAULTS_PER_RUN: Final = 3
 IMAGE_BYTES: Final = 384 * 1024 * 1024
+#: What is read of files that were changed elsewhere, where others are at work too.
+ELSEWHERE_BYTES: Final = 1024 * 1024 * 1024
 #: No wait is longer.
 WAIT_S: Final = 90.0
 ENV: Final = {
@@ -685,9 +687,9 @@ class Run:
             for path in deleted_files(pid):
                 self._search_file(path, f"a deleted file of {role}", "deleted files, open")
 
-    def _search_file(self, path: Path, where: str, what: str) -> None:
+    def _search_file(self, path: Path, where: str, what: str, *, deep: bool = True) -> None:
         try:
-            hits, size = self._look(lambda: _pieces(path), deep=True)
+            hits, size = self._look(lambda: _pieces(path), deep=deep)
         except OSError:
             return
         self._count(what, size)
@@ -719,14 +721,22 @@ class Run:
             *map(Path, ("/var/tmp", "/var/log", "/var/crash", "/dev/shm", "/run")),
         ]
         elsewhere.append(Path("/var/lib/systemd/coredump"))
-        for path in files_below(
+        changed = files_below(
             [place for place in elsewhere if place.is_dir()],
             changed_since_s=self._began_s,
             without=[self._folder.parent],
-        ):
+        )
+        left_bytes, left_out = ELSEWHERE_BYTES, 0
+        for path in changed:
             with contextlib.suppress(OSError):
-                if path.stat().st_size < IMAGE_BYTES:
-                    self._search_file(path, str(path), "changed elsewhere")
+                size = path.stat().st_size
+                if size > left_bytes:
+                    left_out += 1
+                    continue
+                left_bytes -= size
+                self._search_file(path, str(path), "changed elsewhere", deep=False)
+        if left_out:
+            self.result.notes.append(f"{left_out} files that others changed elsewhere were too large to be searched")
         if not self.result.cores:
             pattern = Path("/proc/sys/kernel/core_pattern")
             told = pattern.read_text().strip() if pattern.exists() else "not known"
@@ -802,9 +812,14 @@ def campaign(
         task = progress.add_task("canaries", total=runs)
         results = []
         with ThreadPoolExecutor(at_once) as pool:
-            for result in pool.map(lambda seed: one_run(seed, folder, engines[seed], memory_s), engines):
-                results.append(result)
-                progress.advance(task)
+            try:
+                for result in pool.map(lambda seed: one_run(seed, folder, engines[seed], memory_s), engines):
+                    results.append(result)
+                    progress.advance(task)
+            except KeyboardInterrupt:
+                # Those under way end by themselves, and clean up.
+                pool.shutdown(cancel_futures=True)
+                raise
     return results
 
 
