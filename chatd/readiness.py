@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: A check that did not get its answer is asked again after this, however long an answer would stand.
+_AGAIN_MS = 1_000
+
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     """``ready``: questions can be answered. Ledger and model are not part of it: without the one only actions are
@@ -58,15 +61,16 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 class Cached(Generic[T]):
     """What one check of the table found, for as long as the table says; callers that come at once share one question.
 
-    A question ends within the table's bound; then, and where it fails, what holds is ``unknown``.
+    A question ends within the table's bound; then, and where it fails, what holds is what ``unknown`` gives.
     """
 
-    def __init__(self, check: str, ask: Callable[[], Awaitable[T]], clock: Clock, unknown: T) -> None:
+    def __init__(self, check: str, ask: Callable[[], Awaitable[T]], clock: Clock, unknown: Callable[[], T]) -> None:
         self._check = CHECKS[check]
         self._ask = ask
         self._clock = clock
         self._unknown = unknown
         self._asked_ms = 0
+        self._fresh_ms = 0
         self._asking: asyncio.Task[T] | None = None
 
     @property
@@ -76,7 +80,7 @@ class Cached(Generic[T]):
 
     async def get(self) -> T:
         """What was found last, asked anew where that is too old. Cancelling it disturbs no other caller."""
-        if self._asking is None or (self._asking.done() and self.age_ms >= self._check.fresh_ms):
+        if self._asking is None or (self._asking.done() and self.age_ms >= self._fresh_ms):
             self._asked_ms = self._clock.monotonic_ms()
             self._asking = asyncio.create_task(self._bounded())
         return await asyncio.shield(self._asking)
@@ -84,8 +88,11 @@ class Cached(Generic[T]):
     async def _bounded(self) -> T:
         with contextlib.suppress(TimeoutError, RedisError, OSError, StoreError):
             async with asyncio.timeout(self._check.within_s):
-                return await self._ask()
-        return self._unknown
+                found = await self._ask()
+                self._fresh_ms = self._check.fresh_ms
+                return found
+        self._fresh_ms = min(self._check.fresh_ms, _AGAIN_MS)
+        return self._unknown()
 
 
 class NodeChecks:
@@ -94,9 +101,10 @@ class NodeChecks:
     def __init__(self, redis: Redis, store: ContextStore, ledger: Ledger, clock: Clock) -> None:
         self._redis = redis
         self._store = store
-        self.redis = Cached("redis", self._ping, clock, unknown=(False, False))
-        self.redis_safe = Cached("redis_safe", self._is_safe, clock, unknown=False)
-        self.ledger = Cached("ledger", ledger.healthy, clock, unknown=False)
+        self._was_safe = False
+        self.redis = Cached("redis", self._ping, clock, unknown=lambda: (False, False))
+        self.redis_safe = Cached("redis_safe", self._is_safe, clock, unknown=lambda: self._was_safe)
+        self.ledger = Cached("ledger", ledger.healthy, clock, unknown=lambda: False)
 
     @property
     def age_ms(self) -> int:
@@ -111,7 +119,9 @@ class NodeChecks:
         return answers, False
 
     async def _is_safe(self) -> bool:
-        return not redis_safety.problems(await redis_safety.facts_of(self._redis))
+        """A Redis that is away, as ``redis`` says, is taken for what it was when it was looked at last."""
+        self._was_safe = not redis_safety.problems(await redis_safety.facts_of(self._redis))
+        return self._was_safe
 
 
 async def readiness(node: Node) -> Readiness:
