@@ -55,7 +55,7 @@ from chatd.settings import Settings
 from tests.blas import fast_blas
 from tests.chat_client import Broken, ChatClient
 from tests.faults.canary_search import Hit, Searcher, deleted_files, files_below, memory_of, pieces_of
-from tests.server import ROOT, START_S, clean_environment
+from tests.server import ROOT, clean_environment
 
 OUT: Final = ROOT / "out" / "faults" / "canary.json"
 DEPARTMENT: Final = "cardiology"
@@ -69,7 +69,7 @@ IMAGE_BYTES: Final = 384 * 1024 * 1024
 #: What is read of files that were changed elsewhere, where others are at work too.
 ELSEWHERE_BYTES: Final = 1024 * 1024 * 1024
 #: No wait is longer.
-WAIT_S: Final = 90.0
+WAIT_S: Final = 180.0
 ENV: Final = {
     "CHATD_MESSAGES_PER_MINUTE": "100000",
     "CHATD_ENGINE_SLOTS": "4",
@@ -215,7 +215,7 @@ class Stand:
                 cwd=self._folder / "cwd",
                 env=self._environment(),
             )
-        give_up = time.monotonic() + START_S
+        give_up = time.monotonic() + WAIT_S
         while time.monotonic() < give_up:
             for line in self._log.read_bytes()[before:].decode(errors="replace").splitlines():
                 if line.startswith("ready "):
