@@ -1,8 +1,8 @@
 """Changed frames against the codec and the session's rules, and against a real gateway over sockets and HTTP.
 
 ``python -m tests.abuse.fuzz --frames 1000000 --seeds 5`` checks each frame within this process and then sends the
-same ones to a gateway. It prints what came of them; anything unhandled, a close with 1011 and a status of 500 or more
-end it with 1.
+same ones to a gateway; ``--frames 200000 --seed 3`` does a part of it. It prints what came of them and the processor
+time that it took; anything unhandled, a close with 1011 and a status of 500 or more end it with 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from protocols import codec
 from protocols.errors import RemoteProtocolError
 from protocols.frames import Error, Hello
 from protocols.session import Session, SessionRules
-from tests.abuse.gateway import ENV, faults_in, gateway_pid, rss_bytes, token_for
+from tests.abuse.gateway import ENV, cpu_s, faults_in, gateway_pid, rss_bytes, token_for
 from tests.abuse.mutations import mutants
 from tests.abuse.wire import BINARY, CLOSE, PING, PONG, TEXT, WAIT_S, Ended, Peer, frame, text
 from tests.http_call import call
@@ -194,22 +194,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.abuse.fuzz", description=__doc__)
     parser.add_argument("--frames", type=int, default=20_000, help="in all (default: 20000)")
     parser.add_argument("--seeds", type=int, default=5, help="from 1 to this (default: 5)")
+    parser.add_argument("--seed", type=int, help="this one alone, with all the frames")
     parser.add_argument("--no-gateway", action="store_true", help="within this process only")
     options = parser.parse_args(arguments)
-    each, is_clean = options.frames // options.seeds, True
-    for seed in range(1, options.seeds + 1):
+    seeds = range(1, options.seeds + 1) if options.seed is None else (options.seed,)
+    each, is_clean = options.frames // len(seeds), True
+    for seed in seeds:
+        began_s = time.process_time()
         found = in_process(seed, each)
-        print(f"seed {seed}: {each} frames, {dict(found.most_common())}", flush=True)
+        took_s = time.process_time() - began_s
+        print(
+            f"seed {seed}: {each} frames, {took_s * 10_000 / each:.1f} s per 10,000 of processor time, "
+            f"{dict(found.most_common())}",
+            flush=True,
+        )
     if options.no_gateway:
         return 0
     with hospital(env=FUZZ_ENV) as place:
         pid = gateway_pid(place)
         before = rss_bytes(pid)
-        for seed in range(1, options.seeds + 1):
+        for seed in seeds:
+            began_s, used_s = time.process_time(), cpu_s(pid)
             seen = asyncio.run(over_sockets(place, seed, each))
             is_clean &= seen.is_clean
+            own_s, theirs_s = time.process_time() - began_s, cpu_s(pid) - used_s
             print(
-                f"seed {seed}: {seen.sent} sent, {dict(seen.frames)}, closes {dict(seen.closes)}, "
+                f"seed {seed}: {seen.sent} sent, per 10,000 {own_s * 10_000 / each:.1f} s here and "
+                f"{theirs_s * 10_000 / each:.1f} s of the gateway, {dict(seen.frames)}, closes {dict(seen.closes)}, "
                 f"statuses {dict(seen.statuses)}, memory +{(rss_bytes(pid) - before) / 1e6:.1f} MB",
                 flush=True,
             )

@@ -13,10 +13,11 @@ import json
 import random
 import re
 import sys
+import time
 from collections import Counter
 from typing import Any
 
-from tests.abuse.gateway import ENV, faults_in, token_for
+from tests.abuse.gateway import ENV, cpu_s, faults_in, gateway_pid, token_for
 from tests.abuse.wire import BINARY, PING, PONG, TEXT, WAIT_S, Ended, Peer, frame, phone, text
 from tests.server import Hospital, hospital
 
@@ -213,17 +214,22 @@ def main(arguments: list[str] | None = None) -> int:
     users = [User(number) for number in range(options.users)]
     with hospital("--engine", options.engine, env=ENV) as place:
         admit(place, users)
+        pid = gateway_pid(place)
+        began_s, used_s = time.process_time(), cpu_s(pid)
         try:
             asyncio.run(mix(place, users, options.messages, options.seed))
         except Ended as ended:
             print(f"closed with {ended.code}")
             return 1
+        own_s, theirs_s = time.process_time() - began_s, cpu_s(pid) - used_s
         faults = faults_in(place.up.log())
         leaks = CANARY.findall(place.up.log())
     got: Counter[str] = sum((user.got for user in users), Counter())
     crossings = [line for user in users for line in user.crossings]
     print(f"{dict(got)}")
     print(f"own canaries seen: {sum(user.own for user in users)}; in the log: {len(leaks)}; faults: {len(faults)}")
+    share = 10_000 / options.messages
+    print(f"processor time per 10,000 messages: {own_s * share:.1f} s here, {theirs_s * share:.1f} s of the gateway")
     print("\n".join([*crossings[:20], *faults[:20]]))
     print(f"{len(crossings)} crossings in {options.messages} messages of {options.users} users")
     return 0 if not crossings and not faults else 1
