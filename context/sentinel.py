@@ -89,9 +89,9 @@ class PrimaryPool(BlockingConnectionPool):
     check_connection = False
 
     def __init__(self, address: SentinelAddress, **options: Any) -> None:
-        tls = {} if address.tls is None else address.tls
+        tls: dict[str, Any] = {} if address.tls is None else dict(address.tls)
         timeouts = {"socket_timeout": _ASK_S, "socket_connect_timeout": _ASK_S, "retry": Retry(NoBackoff(), 0)}
-        self._sentinel = Sentinel(
+        self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
             address.sentinels, sentinel_kwargs={**timeouts, **tls, **({} if address.tls is None else {"ssl": True})}
         )
         self._name = address.name
@@ -119,7 +119,7 @@ class PrimaryPool(BlockingConnectionPool):
     async def _ask(self) -> tuple[str, int]:
         host, port = await self._sentinel.discover_master(self._name)
         if self._primary not in (None, (host, port)):
-            await self.update_active_connections_for_reconnect()
+            await self.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]
             await self.disconnect(inuse_connections=False)
         self._primary = (host, port)
         return host, port
