@@ -383,6 +383,8 @@ async def _append(
 
 
 def _key(connection: Connection) -> str:
+    if connection.is_alerts_only:
+        raise SessionsUnavailable
     if connection.key is None:
         raise SessionLost
     return connection.key
