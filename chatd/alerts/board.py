@@ -111,6 +111,9 @@ _PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
 #: This many alerts of one raiser in one minute are a storm: nobody reads a sixth while five are ringing.
 STORM_ALERTS: Final = 5
 STORM_WITHIN: Final = timedelta(seconds=60)
+#: What comes later than this was looked at by no gateway meanwhile, and nobody could answer. A sweep is a second late,
+#: one that meets a busy ledger two or three.
+LATE: Final = timedelta(seconds=10)
 _MAX_CONTENT_CHARS: Final = CodecLimits().max_content_chars
 
 
@@ -360,8 +363,11 @@ def receipts(
     for user_id, answer in answers.items():
         if answer not in RECEIPTS:
             continue
-        is_called = is_addressed(alert, user_id, (), alert.department)
-        known = people.get(user_id) or Person(user_id=user_id, at=now, step=alert.step if is_called else BYSTANDER)
+        known = people.get(user_id)
+        if known is None:
+            # A look through all people for each of a department's receipts would be its square.
+            is_called = any(names(target, user_id, (), alert.department) for target in (alert.to, *alert.also))
+            known = Person(user_id=user_id, at=now, step=alert.step if is_called else BYSTANDER)
         when = (seen or {}).get(user_id) or Seen(delivered_at=now, displayed_at=now if answer == "displayed" else None)
         people[user_id] = _replace(
             known,
@@ -544,7 +550,8 @@ def fire(
     """What a timer does; None: the alert has no such timer, or it is not due. Then write ``timers(alert)`` to its rows.
 
     ``people_of_step``: for ``step`` whom ``next_step_target`` names now, for the others whom ``alert.to`` does: who has
-    come since is called too. A node that was away fires one step, not all that it missed: people get their time.
+    come since is called too. A node that was away fires one step, not all that it missed: people get their time. So an
+    alert whose end has come while no node was there (``LATE``) goes on until every step has had its time.
     """
     own = next((each for each in timers(alert) if each.kind == timer.kind), None)
     if own is None or own.due_at > now:
@@ -559,7 +566,17 @@ def fire(
         return _remind(alert, policy, people_of_step, delegates, now)
     if effect == "lapse":
         return _lapse(alert, now)
+    if now - own.due_at > LATE:
+        return _change(_replace(alert, expires_at=_due(now, _time_left_s(alert, policy))), now)
     return _close(alert, "expired", "", now)
+
+
+def _time_left_s(alert: Alert, policy: Policy) -> int:
+    """What those whom an alert has yet to call, and those it calls now, have until it is over for all of them."""
+    if alert.state == "in_progress":
+        return policy.remind_again_s
+    last = len(policy.steps)
+    return sum(policy.wait_after_step_s(step) for step in range(min(alert.step, last), last + 1))
 
 
 def set_back(alert: Alert, now: datetime) -> Change | None:

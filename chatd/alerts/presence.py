@@ -90,10 +90,12 @@ class Here(msgspec.Struct, frozen=True, kw_only=True):
 
 class Present(msgspec.Struct, frozen=True, kw_only=True):
     """A department's people, by user id. ``is_whole`` False: Redis did not answer, and only this gateway's phones and
-    nobody's state are known; or it has just lost them, and not all gateways have told it anew."""
+    nobody's state are known; or it has just lost them, and not all gateways have told it anew. ``has_answered`` False:
+    it is the former."""
 
     records: tuple[PresenceRecord, ...]
     is_whole: bool = True
+    has_answered: bool = True
 
 
 class Availed(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,12 +219,19 @@ class Presence:
         """
         return await self._present(department, now_ms)
 
-    async def _present(self, department: str, now_ms: int | None) -> Present:
-        own: dict[tuple[str, Channel], tuple[str, ...]] = {
+    def here(self, department: str) -> Present:
+        """What is known without Redis: this gateway's own phones."""
+        return Present(records=_records(self._own(department), {}, {}, None), is_whole=False, has_answered=False)
+
+    def _own(self, department: str) -> dict[tuple[str, Channel], tuple[str, ...]]:
+        return {
             (phone.user_id, phone.channel): phone.roles
             for phone in self.phones()
             if phone.department == department and phone.channel != "board"
         }
+
+    async def _present(self, department: str, now_ms: int | None) -> Present:
+        own = self._own(department)
         known = None if now_ms is None else self._lately.get(department)
         # Somebody who has just come may have a state that nobody has asked for.
         if (
@@ -239,7 +248,7 @@ class Presence:
                     states = await self._states(sorted(users))
             except (RedisError, OSError, TimeoutError):
                 metrics.REDIS_ERRORS.inc()
-                return Present(records=_records(own, {}, {}, None), is_whole=False)
+                return self.here(department)
             if self._has_lost(since, now):
                 return Present(records=_records(own, heard, states, now), is_whole=False)
             known = _Known(at_ms=now_ms or 0, now=now, heard=heard, states=states, users=users)

@@ -600,13 +600,14 @@ class Alerts:
         """Take what is due at ``now``, at most ``SWEEP_ALERTS``, each in a transaction of its own; gives how many.
 
         Two services on one ledger take each timer once between them. An alert that cannot be dealt with is named in
-        the log and tried again after ``PASSED_OVER_MS``; it holds up no other.
+        the log and tried again after ``PASSED_OVER_MS``; it holds up no other. Redis that does not answer for one
+        department is not asked for the others: what is due in many of them waits a quarter of a second in all.
 
         Raises:
             LedgerUnavailable: What was taken before is taken, the rest waits.
         """
         known: dict[str, Present] = {}
-        taken = failed = 0
+        answers, taken, failed = True, 0, 0
         self._forgive()
         for _ in range(3 * SWEEP_ALERTS):
             if taken >= SWEEP_ALERTS or failed >= MAX_FAILED:
@@ -616,7 +617,8 @@ class Alerts:
                 case None:
                     break
                 case _Lacks(department=department):
-                    known[department] = await self.presence.of(department)
+                    present = await self.presence.of(department) if answers else self.presence.here(department)
+                    known[department], answers = present, answers and present.has_answered
                 case _Failed():
                     failed += 1
                 case _Outcome():
