@@ -220,9 +220,19 @@ class Campaign:
                     outcome.recovery_s = await self._probe(began, bound_s)
                 case "after":
                     await asyncio.sleep(self.scene.chance.uniform(*kind.hold_s))
-        finally:
+        except BaseException:
             await (lifting or fault.__aexit__(None, None, None))
+            raise
+        lifting = lifting or asyncio.create_task(fault.__aexit__(None, None, None))
+        try:
+            if kind.clock == "during":
+                # Alerts go on while what was lost is made anew, too.
+                await self._probe(time.monotonic(), bound_s)
+        finally:
+            await lifting
         lifted = self.scene.lifted_at or time.monotonic()
+        if time.monotonic() >= lifted + bound_s:
+            raise TimeoutError(f"{time.monotonic() - lifted:.1f} s from the lift until phones had begun anew")
         again_s = await self._probe(lifted, bound_s)
         if kind.clock == "after":
             outcome.recovery_s = again_s
