@@ -63,7 +63,7 @@ def test_head_is_the_newest_revision() -> None:
     config.set_main_option("path_separator", "os")
     scripts = ScriptDirectory.from_config(config)
     assert scripts.get_heads() == [HEAD]
-    assert [each.revision for each in scripts.walk_revisions()] == ["0002", "0001"]
+    assert [each.revision for each in scripts.walk_revisions()] == ["0004", "0002", "0001"]
 
 
 @pytest.mark.parametrize("is_numbered", [False, True], ids=["0001", "before the revisions"])
