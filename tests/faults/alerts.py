@@ -358,7 +358,10 @@ def total(verdicts: Sequence[Verdict]) -> dict[str, int]:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Run the campaign; returns the exit status."""
     lacking = lacking_here()
-    chosen = [kind for kind in KINDS if not arguments.only or arguments.only.lower() in kind.name.lower()]
+    wanted_kind = arguments.only.lower()
+    # A whole name means that kind, and not those whose names hold it too.
+    chosen = [kind for kind in KINDS if kind.name.lower() == wanted_kind]
+    chosen = chosen or [kind for kind in KINDS if wanted_kind in kind.name.lower()]
     kinds, refused = possible(chosen, lacking)
     seeds = [int(word) for word in arguments.seeds.split(",")][: 1 if arguments.short else None]
     stands = [stand for stand in STANDS if arguments.stand in (None, stand) and any(k.stand == stand for k in kinds)]
@@ -473,7 +476,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="1,2,3,4,5", help="comma-separated")
     parser.add_argument("--faults", type=int, default=500, help="of all seeds and stands together")
     parser.add_argument("--short", action="store_true", help="the first seed, every kind once")
-    parser.add_argument("--only", default="", help="part of a kind's name")
+    parser.add_argument("--only", default="", help="a kind's name, or a part of it")
     parser.add_argument("--stand", choices=STANDS, help="one of the two alone")
     parser.add_argument(
         "--patience", type=float, default=1.0, help="times every bound, on a machine that others use too"
