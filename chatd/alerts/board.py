@@ -7,6 +7,7 @@ of an alert's timers follow from the alert (``timers``), so none outlives the st
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, Literal
@@ -369,22 +370,25 @@ def receipts(
             is_called = any(names(target, user_id, (), alert.department) for target in (alert.to, *alert.also))
             known = Person(user_id=user_id, at=now, step=alert.step if is_called else BYSTANDER)
         when = (seen or {}).get(user_id) or Seen(delivered_at=now, displayed_at=now if answer == "displayed" else None)
+        is_further = _RANK[answer] > _RANK[known.answer]
         people[user_id] = _replace(
             known,
-            delivered_at=_first(known.delivered_at, when.delivered_at),
-            displayed_at=_first(known.displayed_at, when.displayed_at),
+            delivered_at=_earlier(known.delivered_at, when.delivered_at),
+            displayed_at=_earlier(known.displayed_at, when.displayed_at),
+            answer=answer if is_further else known.answer,
+            at=now if is_further else known.at,
         )
-        if _RANK[answer] > _RANK[known.answer]:
-            people[user_id] = _replace(people[user_id], answer=answer, at=now)
-            is_new = True
+        is_new = is_new or is_further
     changed = _replace(alert, people=tuple(people.values()))
     if is_new:
         return _change(changed, now, ("receipts", ""))
     return None if changed == alert else _change(changed, alert.updated_at)
 
 
-def _first(*moments: datetime | None) -> datetime | None:
-    return min((moment for moment in moments if moment is not None), default=None)
+def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
+    if one is None or other is None:
+        return one or other
+    return min(one, other)
 
 
 def _take(alert: Alert, response: Response, policy: Policy, now: datetime) -> Change:
@@ -695,14 +699,14 @@ def notification(alert: Alert, happened: Happened, alert_seq: int, policy: Polic
 
 def counts(alert: Alert) -> AlertCounts:
     """How many people have come how far; see ``AlertCounts``."""
-    ranks = [_RANK[person.answer] for person in alert.people]
-    answers = [person.answer for person in alert.people]
+    answers = Counter([person.answer for person in alert.people])
+    called = sum([person.answer == "addressed" and person.step != BYSTANDER for person in alert.people])
     return AlertCounts(
-        delivered=sum(rank >= _RANK["delivered"] for rank in ranks),
-        displayed=sum(rank >= _RANK["displayed"] for rank in ranks),
-        accepted=answers.count("accept") + answers.count("done"),
-        declined=answers.count("decline"),
-        unreachable=sum(person.answer == "addressed" and person.step != BYSTANDER for person in alert.people),
+        delivered=len(alert.people) - answers["addressed"],
+        displayed=len(alert.people) - answers["addressed"] - answers["delivered"],
+        accepted=answers["accept"] + answers["done"],
+        declined=answers["decline"],
+        unreachable=called,
     )
 
 
@@ -809,8 +813,11 @@ def _call(alert: Alert, people: Sequence[str], delegates: Sequence[str], now: da
     for user_id in people:
         if user_id == alert.raised_by and alert.to.user != user_id:
             continue
-        known = called.get(user_id) or Person(user_id=user_id, at=now)
-        called[user_id] = _replace(known, step=alert.step)
+        known = called.get(user_id)
+        if known is None:
+            called[user_id] = Person(user_id=user_id, at=now, step=alert.step)
+        elif known.step != alert.step:
+            called[user_id] = _replace(known, step=alert.step)
     also = list(alert.also)
     also += [target for target in (AlertTarget(user=each) for each in delegates) if target not in also]
     return _replace(alert, people=tuple(called.values()), also=tuple(also))

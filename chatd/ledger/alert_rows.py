@@ -74,6 +74,7 @@ _INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgr
 _PERSON: Final = ("n", "answer", "at", "step", "eta_at", "slot", "delivered_at", "displayed_at", "accepted_at")
 
 _ALERT = select(alerts).where(alerts.c.alert_id == bindparam("id"))
+_DEPARTMENT = select(alerts.c.department).where(alerts.c.alert_id == bindparam("id"))
 _ALERT_LOCKED = _ALERT.with_for_update()
 _INSERT_ALERT = sql_insert(alerts)
 _UPDATE_ALERT = update(alerts).where(alerts.c.alert_id == bindparam("id"))
@@ -185,6 +186,12 @@ def read(tx: Transaction, keys: DayKeys, alert_id: str) -> Alert | None:
     """The alert as last committed; None if there is none."""
     row = tx.connection.execute(_ALERT, {"id": alert_id}).mappings().one_or_none()
     return None if row is None else _alert(tx, keys, row).alert
+
+
+def department(tx: Transaction, alert_id: str) -> str:
+    """Whose alert it is; empty if there is none. It is not opened."""
+    found: str | None = tx.connection.execute(_DEPARTMENT, {"id": alert_id}).scalar_one_or_none()
+    return found or ""
 
 
 def store(tx: Transaction, keys: DayKeys, alert: Alert) -> None:
@@ -451,13 +458,9 @@ def _take(tx: Transaction, department: str, count: int) -> int:
 def _store_people(tx: Transaction, keys: DayKeys, alert: Alert, before: HeldAlert | None) -> None:
     """Write what is new of an alert's people, and hold the alert. Who has a row keeps it, whatever they say later."""
     known = before or HeldAlert(alert=msgspec.structs.replace(alert, people=()))
-    rows: list[int] = []
-    called: list[Person] = []
-    for n, person in enumerate(alert.people):
-        if person.user_id in known.answered or _has_answered(person):
-            rows.append(n)
-        else:
-            called.append(person)
+    rows = [n for n, person in enumerate(alert.people) if person.user_id in known.answered or _has_answered(person)]
+    is_row = frozenset(rows)
+    called = [person for n, person in enumerate(alert.people) if n not in is_row]
     old = {
         person.user_id: (n, person) for n, person in enumerate(known.alert.people) if person.user_id in known.answered
     }
@@ -478,7 +481,7 @@ def _store_people(tx: Transaction, keys: DayKeys, alert: Alert, before: HeldAler
 
 
 def _has_answered(person: Person) -> bool:
-    return person.answer not in _UNANSWERED or person.accepted_at is not None or person.reason is not None
+    return person.answer not in _UNANSWERED or person.accepted_at is not None
 
 
 def _write_rows(tx: Transaction, alert: Alert, which: Sequence[int]) -> None:
