@@ -501,16 +501,19 @@ class Node:
             self.ring(key, epoch, found.seq)
 
     async def recall(self) -> None:
-        """Redis answers again: whoever was let in for alerts alone is to come for their session, each at a moment of
-        their own within ``drain_spread_s``. Until then they hear of every alert, and what falls between is replayed.
+        """Redis answers again and has the layers: whoever was let in for alerts alone is to come for their session.
+
+        Each at a moment of their own within ``drain_spread_s``. Until then they hear of every alert, and what falls
+        between is replayed.
         """
         waiting = [connection for connection in self._connections if connection.is_alerts_only]
         if not waiting or self.draining:
             return
         try:
-            async with asyncio.timeout(self.settings.redis_timeout_s):
-                await self.redis.ping()
-        except (RedisError, OSError, TimeoutError):
+            # Before the layers are there a session would be of little use, and loading them needs the processor.
+            if not await self.store.is_loaded():
+                return
+        except StoreUnavailable:
             return
         self._away_until_ms = None
         for connection in waiting:

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from redis.exceptions import RedisError
 
 from chatd.gateway import node as node_module
 from chatd.gateway.node import Node, TurnNotReached
@@ -36,6 +35,7 @@ class Store:
         self.names = ["cardiology"]
         self.reads = 0
         self.lost: Exception | None = None
+        self.is_loaded: Any = None
 
     async def departments(self) -> tuple[Any, ...]:
         self.reads += 1
@@ -261,19 +261,19 @@ async def test_session_that_is_not_found_in_time_is_redis_away(gateway: Gateway)
         assert await gateway.node.open_session("a") is None
 
 
-async def test_phones_without_a_session_are_called_back_once_redis_answers(gateway: Gateway) -> None:
-    """Each at a moment of its own, those that have a session not at all, and nobody while Redis is away."""
+async def test_phones_without_a_session_are_called_back_once_redis_has_the_layers(gateway: Gateway) -> None:
+    """Each at a moment of its own, those that have a session not at all, and nobody before that."""
     alone, other, whole = gateway.phone("a"), gateway.phone("b"), gateway.phone("c")
     alone.is_alerts_only = other.is_alerts_only = True
-    answers = iter([RedisError(), OSError(), None])
+    found = iter([StoreUnavailable(), False, True])
 
-    async def ping() -> bool:
-        error = next(answers)
-        if error is not None:
-            raise error
-        return True
+    async def is_loaded() -> bool:
+        each = next(found)
+        if isinstance(each, Exception):
+            raise each
+        return each
 
-    gateway.node.redis = cast(Any, SimpleNamespace(ping=ping))
+    gateway.store.is_loaded = is_loaded
     for _ in range(2):
         await gateway.node.recall()
     assert (alone.recalled, other.recalled) == ([], [])
@@ -284,7 +284,7 @@ async def test_phones_without_a_session_are_called_back_once_redis_answers(gatew
     assert all(0 <= after_s <= spread_s for after_s in (*alone.recalled, *other.recalled))
     alone.is_alerts_only = other.is_alerts_only = False
     await gateway.node.recall()
-    assert next(answers, "unasked") == "unasked"
+    assert next(found, "unasked") == "unasked"
 
 
 async def test_department_asked_for_in_the_moment_of_the_first_read_is_known(gateway: Gateway) -> None:
