@@ -229,7 +229,7 @@ class Presence:
     def _own(self, department: str) -> dict[tuple[str, Channel], tuple[str, ...]]:
         """This gateway's phones of a department; the same object as long as no phone comes or goes."""
         phones = tuple(self.phones())
-        if phones != self._phones:
+        if phones != self._phones or len(self._own_phones) >= MAX_LATELY:
             self._phones, self._own_phones = phones, {}
         own = self._own_phones.get(department)
         if own is None:
