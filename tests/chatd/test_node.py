@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -265,7 +265,7 @@ async def test_phones_without_a_session_are_called_back_once_redis_has_the_layer
     """Each at a moment of its own, those that have a session not at all, and nobody before that."""
     alone, other, whole = gateway.phone("a"), gateway.phone("b"), gateway.phone("c")
     alone.is_alerts_only = other.is_alerts_only = True
-    found = iter([StoreUnavailable(), False, True])
+    found: Iterator[Exception | bool] = iter([StoreUnavailable(), False, True])
 
     async def is_loaded() -> bool:
         each = next(found)
