@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
@@ -26,7 +27,7 @@ from chatd.alerts.model import Response as AlertAnswer
 from chatd.alerts.permissions import may_answer, raiser
 from chatd.clock import iso_ms
 from chatd.gateway.alerting import command_of
-from chatd.gateway.auth import Principal, TokenError, mint
+from chatd.gateway.auth import Principal, mint
 from chatd.gateway.connection import Connection, valid_id
 from chatd.gateway.node import Node
 from chatd.ledger import LedgerUnavailable
@@ -102,8 +103,13 @@ def _json(content: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/json")
 
 
-def _refusal(code: ErrorCode, status: int) -> Response:
-    return _json({"code": code.value, "message": error_text(code, "en")}, status)
+class _Refusal(msgspec.Struct, frozen=True):
+    """A refusal (but FHIR's), as in an ``error`` frame; ``detail`` names a field or rule, never a value."""
+
+    code: str
+    message: str
+    retryable: bool
+    detail: str | None
 
 
 #: The status of each code that a way in can answer with; 503 and 429 may be sent again.
@@ -120,22 +126,30 @@ _STATUS: Final[Mapping[ErrorCode, int]] = {
 }
 
 
-def _refused(error: RemoteProtocolError) -> Response:
-    """What a phone would get as an ``error`` frame."""
-    status = _STATUS.get(error.code, 400)
+def _refused(error: RemoteProtocolError, status: int | None = None) -> Response:
+    """What a phone would get as an ``error`` frame, with the status of its code where none is given."""
+    status = status or _STATUS.get(error.code, 400)
     detail = error.detail
     if detail is not None:
         # Here the fields have names of their own.
         detail = detail.replace("template:", "policy:").replace("client_msg_id:", "Idempotency-Key:")
-    body = {
-        "code": error.code.value,
-        "message": error_text(error.code, "en"),
-        "retryable": ERRORS[error.code].retryable,
-        "detail": detail,
-    }
+    body = _Refusal(error.code.value, error_text(error.code, "en"), ERRORS[error.code].retryable, detail)
     answer = _json(body, status)
     if status in (429, 503):
         answer.headers["retry-after"] = str(max(_RETRY_S, -(-(error.retry_after_ms or 0) // 1000)))
+    return answer
+
+
+def _refusal(code: ErrorCode, status: int | None = None, detail: str | None = None) -> Response:
+    return _refused(RemoteProtocolError(code, detail), status)
+
+
+async def no_route(_: Request, error: Exception) -> Response:
+    """No such path, or not this method there: the router's own refusal, in the shape of the others."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
+    detail = "method: not allowed here" if error.status_code == 405 else "path: not known"
+    answer = _refusal(ErrorCode.BAD_REQUEST, error.status_code, detail)
+    answer.headers.update(error.headers or {})
     return answer
 
 
@@ -272,22 +286,12 @@ async def _demo_token(request: Request) -> Response:
 # --- a department's patients --------------------------------------------------------------------------------
 
 
-def _principal(request: Request) -> Principal | None:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        return None
-    node = _node(request)
-    try:
-        return node.verifier.verify(token.strip(), now=node.clock.now())
-    except TokenError:
-        return None
-
-
 async def _patients(request: Request) -> Response:
     """The department's patients by name, for the picker: identity only, nothing clinical."""
-    principal = _principal(request)
-    if principal is None:
-        return _refusal(ErrorCode.UNAUTHORIZED, 401)
+    try:
+        principal = _authorised(request)
+    except RemoteProtocolError as error:
+        return _refused(error)
     department = request.path_params["department"]
     if department not in principal.departments:
         return _refusal(ErrorCode.FORBIDDEN, 403)
@@ -316,9 +320,10 @@ async def _patients(request: Request) -> Response:
 
 async def _people(request: Request) -> Response:
     """Who may be asked to take an alert over: colleagues of the department, as far as presence knows them now."""
-    principal = _principal(request)
-    if principal is None:
-        return _refusal(ErrorCode.UNAUTHORIZED, 401)
+    try:
+        principal = _authorised(request)
+    except RemoteProtocolError as error:
+        return _refused(error)
     department = request.path_params["department"]
     if department not in principal.departments or not may_answer(principal.roles):
         return _refusal(ErrorCode.FORBIDDEN, 403)
@@ -448,7 +453,7 @@ async def _get_alert(request: Request) -> Response:
         except LedgerUnavailable:
             raise RemoteProtocolError(ErrorCode.INTERNAL, "the ledger does not answer") from None
         if view is None:
-            return _json({"code": ErrorCode.BAD_REQUEST.value, "message": "No such alert."}, 404)
+            return _refusal(ErrorCode.BAD_REQUEST, 404, "alert: not known")
         notification = view.notification
         who = raiser(principal.user_id, principal.roles)
         is_theirs = not who.startswith("service:") and notification.department in principal.departments
@@ -493,7 +498,7 @@ async def _stand_down(request: Request) -> Response:
         try:
             view = await node.alerts.view(alert_id)
             if view is None:
-                return _json({"code": ErrorCode.BAD_REQUEST.value, "message": "No such alert."}, 404)
+                return _refusal(ErrorCode.BAD_REQUEST, 404, "alert: not known")
             if view.notification.from_ != who:
                 raise RemoteProtocolError(ErrorCode.FORBIDDEN)
             response = AlertAnswer(
