@@ -13,16 +13,17 @@ setup-mlx: ## the same with mlx-lm, for `chatd infer --engine mlx` (Apple silico
 setup-vllm-client: ## the same with what `chatd infer --engine vllm` needs (the vLLM server is installed apart)
 	@scripts/setup vllm
 
+# "0" is pip's --no-compile: most modules of what the tests need are never imported, and compiling all takes 40 s.
 dev: ## the same with what the tests need
-	@scripts/setup dev
+	@PIP_NO_COMPILE=0 scripts/setup dev
 
 run: setup ## start everything one machine needs on http://127.0.0.1:8080
 	@.venv/bin/chatd up $(ARGS)
 
 test: dev ## format, lint, types and all tests that fit in five minutes
 	@scripts/system-packages
-	@scripts/check
-	@scripts/test $(ARGS)
+	@nice scripts/check & checked=$$!; scripts/test $(ARGS); tested=$$?; \
+	wait $$checked || { echo "make check fails, see above" >&2; exit 1; }; exit $$tested
 
 test-journeys: dev ## stories in which gateways, workers, Redis and ledger die or freeze
 	@scripts/system-packages

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from chatd import endpoints, tasks
@@ -69,7 +70,7 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
             sealer = keys.sealer
             ledger = Ledger.open(places.ledger_url, timeout_s=settings.ledger_timeout_s)
             node = _node(settings, places, clock, sealer, redis, doorbell, ledger)
-            configured(places.data, is_demo=settings.demo, now=clock.now())
+            node.knows_departments(configured(places.data, is_demo=settings.demo, now=clock.now()).departments)
             keeper = RecordKeeper(node.store, redis, places, demo=settings.demo, clock=clock)
         except (ChatdError, ValueError, OSError) as error:
             # Keys, pages or addresses that cannot be used: the server swallows the reason, so it is said here.
@@ -105,7 +106,12 @@ def build(settings: Settings, places: Places, clock: Clock | None = None) -> Sta
             await redis.aclose()
             await doorbell.aclose()
 
-    return Starlette(routes=endpoints.routes(), lifespan=lifespan, middleware=[Middleware(endpoints.SecureHeaders)])
+    return Starlette(
+        routes=endpoints.routes(),
+        lifespan=lifespan,
+        middleware=[Middleware(endpoints.SecureHeaders)],
+        exception_handlers={HTTPException: endpoints.no_route},
+    )
 
 
 def _node(

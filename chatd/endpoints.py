@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
@@ -107,8 +108,13 @@ def _json(content: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/json")
 
 
-def _refusal(code: ErrorCode, status: int) -> Response:
-    return _json({"code": code.value, "message": error_text(code, "en")}, status)
+class _Refusal(msgspec.Struct, frozen=True):
+    """A refusal (but FHIR's), as in an ``error`` frame; ``detail`` names a field or rule, never a value."""
+
+    code: str
+    message: str
+    retryable: bool
+    detail: str | None
 
 
 #: The status of each code that a way in can answer with; 503 and 429 may be sent again.
@@ -125,22 +131,30 @@ _STATUS: Final[Mapping[ErrorCode, int]] = {
 }
 
 
-def _refused(error: RemoteProtocolError) -> Response:
-    """What a phone would get as an ``error`` frame."""
-    status = _STATUS.get(error.code, 400)
+def _refused(error: RemoteProtocolError, status: int | None = None) -> Response:
+    """What a phone would get as an ``error`` frame, with the status of its code where none is given."""
+    status = status or _STATUS.get(error.code, 400)
     detail = error.detail
     if detail is not None:
         # Here the fields have names of their own.
         detail = detail.replace("template:", "policy:").replace("client_msg_id:", "Idempotency-Key:")
-    body = {
-        "code": error.code.value,
-        "message": error_text(error.code, "en"),
-        "retryable": ERRORS[error.code].retryable,
-        "detail": detail,
-    }
+    body = _Refusal(error.code.value, error_text(error.code, "en"), ERRORS[error.code].retryable, detail)
     answer = _json(body, status)
     if status in (429, 503):
         answer.headers["retry-after"] = str(max(_RETRY_S, -(-(error.retry_after_ms or 0) // 1000)))
+    return answer
+
+
+def _refusal(code: ErrorCode, status: int | None = None, detail: str | None = None) -> Response:
+    return _refused(RemoteProtocolError(code, detail), status)
+
+
+async def no_route(_: Request, error: Exception) -> Response:
+    """No such path, or not this method there: the router's own refusal, in the shape of the others."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
+    detail = "method: not allowed here" if error.status_code == 405 else "path: not known"
+    answer = _refusal(ErrorCode.BAD_REQUEST, error.status_code, detail)
+    answer.headers.update(error.headers or {})
     return answer
 
 
@@ -307,7 +321,7 @@ async def _demo_token(request: Request) -> Response:
     try:
         wanted = msgspec.json.decode(await _body(request, _MAX_BODY_BYTES), type=_SignIn)
     except RemoteProtocolError as error:
-        return _refusal(error.code, _STATUS[error.code])
+        return _refused(error)
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError):
         return _refusal(ErrorCode.BAD_REQUEST, 400)
     person = next((p for p in demo.staff() if p.user_id == wanted.user_id), None)
@@ -499,7 +513,7 @@ async def _get_alert(request: Request) -> Response:
         except LedgerUnavailable:
             raise RemoteProtocolError(ErrorCode.INTERNAL, "the ledger does not answer") from None
         if view is None:
-            return _json({"code": ErrorCode.BAD_REQUEST.value, "message": "No such alert."}, 404)
+            return _refusal(ErrorCode.BAD_REQUEST, 404, "alert: not known")
         notification = view.notification
         who = raiser(principal.user_id, principal.roles)
         is_theirs = not who.startswith("service:") and notification.department in principal.departments
@@ -555,7 +569,7 @@ async def _stand_down(request: Request) -> Response:
         try:
             view = await node.alerts.view(alert_id)
             if view is None:
-                return _json({"code": ErrorCode.BAD_REQUEST.value, "message": "No such alert."}, 404)
+                return _refusal(ErrorCode.BAD_REQUEST, 404, "alert: not known")
             if view.notification.from_ != who:
                 raise RemoteProtocolError(ErrorCode.FORBIDDEN)
             response = AlertAnswer(

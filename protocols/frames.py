@@ -445,7 +445,8 @@ class OwnPresence(msgspec.Struct, frozen=True, kw_only=True):
 class Welcome(Frame, frozen=True, kw_only=True, tag="welcome"):
     """Answer to ``hello``. ``resumed`` true: nothing is missing, ``replay`` frames follow.
 
-    ``presence``: the person's own; null where it is not known now, and on a wall board.
+    ``presence``: the person's own; null where it is not known now, and on a wall board. ``alerts_only``: nothing is
+    known of the session now, whose cursor stays where the client has it.
     """
 
     connection_id: str
@@ -465,6 +466,7 @@ class Welcome(Frame, frozen=True, kw_only=True, tag="welcome"):
     mode: Mode
     version: int = VERSION
     presence: OwnPresence | None = None
+    alerts_only: bool = False
 
 
 class Snapshot(Frame, frozen=True, kw_only=True, tag="snapshot"):

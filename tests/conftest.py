@@ -25,6 +25,32 @@ settings.register_profile("chatd", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("chatd")
 
 
+#: Files with a few long tests, the longest first: begun last, one of them would keep one core busy and the others idle.
+LONG = (
+    "test_replies_synthea",
+    "test_pools",
+    "test_vllm_adapter",
+    "test_ledger",
+    "test_sections",
+    "test_queue_ends",
+    "test_queue_order",
+    "test_injection",
+    "test_worker",
+    "test_ledger_shape",
+    "test_fhir_data",
+    "test_feeds",
+    "test_records",
+    "test_fhir_mixing",
+    "test_serve",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first, the others as they were."""
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
     """One Redis for the whole run; tests that kill or freeze it take ``own_redis_server`` instead."""

@@ -7,6 +7,7 @@ of an alert's timers follow from the alert (``timers``), so none outlives the st
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, Literal
@@ -111,6 +112,9 @@ _PRIORITIES: Final[tuple[Priority, ...]] = ("low", "normal", "high", "critical")
 #: This many alerts of one raiser in one minute are a storm: nobody reads a sixth while five are ringing.
 STORM_ALERTS: Final = 5
 STORM_WITHIN: Final = timedelta(seconds=60)
+#: What comes later than this was looked at by no gateway meanwhile, and nobody could answer. A sweep is a second late,
+#: one that meets a busy ledger two or three.
+LATE: Final = timedelta(seconds=10)
 _MAX_CONTENT_CHARS: Final = CodecLimits().max_content_chars
 
 
@@ -360,25 +364,31 @@ def receipts(
     for user_id, answer in answers.items():
         if answer not in RECEIPTS:
             continue
-        is_called = is_addressed(alert, user_id, (), alert.department)
-        known = people.get(user_id) or Person(user_id=user_id, at=now, step=alert.step if is_called else BYSTANDER)
+        known = people.get(user_id)
+        if known is None:
+            # A look through all people for each of a department's receipts would be its square.
+            is_called = any(names(target, user_id, (), alert.department) for target in (alert.to, *alert.also))
+            known = Person(user_id=user_id, at=now, step=alert.step if is_called else BYSTANDER)
         when = (seen or {}).get(user_id) or Seen(delivered_at=now, displayed_at=now if answer == "displayed" else None)
+        is_further = _RANK[answer] > _RANK[known.answer]
         people[user_id] = _replace(
             known,
-            delivered_at=_first(known.delivered_at, when.delivered_at),
-            displayed_at=_first(known.displayed_at, when.displayed_at),
+            delivered_at=_earlier(known.delivered_at, when.delivered_at),
+            displayed_at=_earlier(known.displayed_at, when.displayed_at),
+            answer=answer if is_further else known.answer,
+            at=now if is_further else known.at,
         )
-        if _RANK[answer] > _RANK[known.answer]:
-            people[user_id] = _replace(people[user_id], answer=answer, at=now)
-            is_new = True
+        is_new = is_new or is_further
     changed = _replace(alert, people=tuple(people.values()))
     if is_new:
         return _change(changed, now, ("receipts", ""))
     return None if changed == alert else _change(changed, alert.updated_at)
 
 
-def _first(*moments: datetime | None) -> datetime | None:
-    return min((moment for moment in moments if moment is not None), default=None)
+def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
+    if one is None or other is None:
+        return one or other
+    return min(one, other)
 
 
 def _take(alert: Alert, response: Response, policy: Policy, now: datetime) -> Change:
@@ -544,7 +554,8 @@ def fire(
     """What a timer does; None: the alert has no such timer, or it is not due. Then write ``timers(alert)`` to its rows.
 
     ``people_of_step``: for ``step`` whom ``next_step_target`` names now, for the others whom ``alert.to`` does: who has
-    come since is called too. A node that was away fires one step, not all that it missed: people get their time.
+    come since is called too. A node that was away fires one step, not all that it missed: people get their time. So an
+    alert whose end has come while no node was there (``LATE``) goes on until every step has had its time.
     """
     own = next((each for each in timers(alert) if each.kind == timer.kind), None)
     if own is None or own.due_at > now:
@@ -559,7 +570,17 @@ def fire(
         return _remind(alert, policy, people_of_step, delegates, now)
     if effect == "lapse":
         return _lapse(alert, now)
+    if now - own.due_at > LATE:
+        return _change(_replace(alert, expires_at=_due(now, _time_left_s(alert, policy))), now)
     return _close(alert, "expired", "", now)
+
+
+def _time_left_s(alert: Alert, policy: Policy) -> int:
+    """What those whom an alert has yet to call, and those it calls now, have until it is over for all of them."""
+    if alert.state == "in_progress":
+        return policy.remind_again_s
+    last = len(policy.steps)
+    return sum(policy.wait_after_step_s(step) for step in range(min(alert.step, last), last + 1))
 
 
 def set_back(alert: Alert, now: datetime) -> Change | None:
@@ -678,14 +699,14 @@ def notification(alert: Alert, happened: Happened, alert_seq: int, policy: Polic
 
 def counts(alert: Alert) -> AlertCounts:
     """How many people have come how far; see ``AlertCounts``."""
-    ranks = [_RANK[person.answer] for person in alert.people]
-    answers = [person.answer for person in alert.people]
+    answers = Counter([person.answer for person in alert.people])
+    called = sum([person.answer == "addressed" and person.step != BYSTANDER for person in alert.people])
     return AlertCounts(
-        delivered=sum(rank >= _RANK["delivered"] for rank in ranks),
-        displayed=sum(rank >= _RANK["displayed"] for rank in ranks),
-        accepted=answers.count("accept") + answers.count("done"),
-        declined=answers.count("decline"),
-        unreachable=sum(person.answer == "addressed" and person.step != BYSTANDER for person in alert.people),
+        delivered=len(alert.people) - answers["addressed"],
+        displayed=len(alert.people) - answers["addressed"] - answers["delivered"],
+        accepted=answers["accept"] + answers["done"],
+        declined=answers["decline"],
+        unreachable=called,
     )
 
 
@@ -792,8 +813,11 @@ def _call(alert: Alert, people: Sequence[str], delegates: Sequence[str], now: da
     for user_id in people:
         if user_id == alert.raised_by and alert.to.user != user_id:
             continue
-        known = called.get(user_id) or Person(user_id=user_id, at=now)
-        called[user_id] = _replace(known, step=alert.step)
+        known = called.get(user_id)
+        if known is None:
+            called[user_id] = Person(user_id=user_id, at=now, step=alert.step)
+        elif known.step != alert.step:
+            called[user_id] = _replace(known, step=alert.step)
     also = list(alert.also)
     also += [target for target in (AlertTarget(user=each) for each in delegates) if target not in also]
     return _replace(alert, people=tuple(called.values()), also=tuple(also))

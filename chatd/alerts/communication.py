@@ -1,7 +1,8 @@
 """FHIR R4 ``CommunicationRequest`` as a way to raise an alert: what is read of it, and how it is answered.
 
-Read tolerantly: what chatd does not know is passed over. What would change whom the alert is for or about, and cannot
-be read, is refused with an OperationOutcome. Source: https://hl7.org/fhir/R4/communicationrequest.html.
+Read tolerantly: what chatd does not know is passed over. What it reads and has another type than FHIR's is refused with
+an OperationOutcome, as is what cannot be understood and would change whom the alert is for or about.
+Source: https://hl7.org/fhir/R4/communicationrequest.html.
 """
 
 from __future__ import annotations
@@ -75,11 +76,12 @@ def read(resource: Json) -> Wanted:
 
     Raises:
         NotRaised: Another resource; one that is over, or says not to; no text; recipients or a patient that are not
-            exactly one of each kind or cannot be read.
+            exactly one of each kind or cannot be read; a field that is read and is not of FHIR's type.
     """
     if resource.get("resourceType") != "CommunicationRequest":
         raise NotRaised("structure", "not a CommunicationRequest", "resourceType")
-    if resource.get("status") not in _RAISABLE:
+    status = resource.get("status")
+    if not isinstance(status, str) or status not in _RAISABLE:
         raise NotRaised("business-rule", "status: neither active nor draft", "CommunicationRequest.status")
     if resource.get("doNotPerform", False) is not False:
         raise NotRaised("business-rule", "doNotPerform: asks for no communication", "CommunicationRequest.doNotPerform")
@@ -134,7 +136,7 @@ def outcome(issue: str, text: str, expression: str = "") -> dict[str, Any]:
 def _text(resource: Json) -> str:
     where = "CommunicationRequest.payload.contentString"
     texts = []
-    for payload in _objects(resource.get("payload")):
+    for payload in _objects(resource, "payload"):
         if "contentString" not in payload:
             raise NotRaised("not-supported", "payload: only contentString is read", "CommunicationRequest.payload")
         if not isinstance(payload["contentString"], str):
@@ -149,8 +151,8 @@ def _text(resource: Json) -> str:
 def _recipients(resource: Json) -> dict[str, str]:
     where = "CommunicationRequest.recipient"
     named: dict[str, str] = {}
-    for recipient in _objects(resource.get("recipient")):
-        kind, value = _recipient(recipient)
+    for recipient in _objects(resource, "recipient"):
+        kind, value = _recipient(recipient, where)
         if kind is None or value is None:
             raise NotRaised("not-supported", "recipient: neither a department, a role nor a member of staff", where)
         if named.setdefault(kind, value) != value:
@@ -160,13 +162,16 @@ def _recipients(resource: Json) -> dict[str, str]:
     return named
 
 
-def _recipient(reference: Json) -> tuple[str | None, str | None]:
+def _recipient(reference: Json, where: str) -> tuple[str | None, str | None]:
     """Which kind of target it names, and which one: by our own system of identifiers, or by its reference."""
     identifier = reference.get("identifier")
-    if isinstance(identifier, dict) and identifier.get("system") in _SYSTEMS:
-        value = identifier.get("value")
-        return _SYSTEMS[identifier["system"]], value if isinstance(value, str) else None
-    kind, id_ = _reference(reference)
+    if identifier is not None:
+        if not isinstance(identifier, dict):
+            raise NotRaised("structure", "identifier: not an object", f"{where}.identifier")
+        kind = _SYSTEMS.get(_string(identifier, "system", f"{where}.identifier") or "")
+        if kind is not None:
+            return kind, _string(identifier, "value", f"{where}.identifier") or None
+    kind, id_ = _reference(reference, where)
     return _KINDS.get(kind), id_ or None
 
 
@@ -174,8 +179,11 @@ def _patient(resource: Json) -> str | None:
     """Whom it is about: ``subject``, and what ``about`` says must not be another one."""
     found: set[str] = set()
     subject = resource.get("subject")
-    for reference in (*([subject] if isinstance(subject, dict) else []), *_objects(resource.get("about"))):
-        kind, id_ = _reference(reference)
+    references = [(each, "CommunicationRequest.about") for each in _objects(resource, "about")]
+    if isinstance(subject, dict):
+        references.append((subject, "CommunicationRequest.subject"))
+    for reference, where in references:
+        kind, id_ = _reference(reference, where)
         if kind == "Patient" and id_:
             found.add(id_)
     if subject is not None and not found:
@@ -185,28 +193,39 @@ def _patient(resource: Json) -> str | None:
     return next(iter(found), None)
 
 
-def _reference(reference: Json) -> tuple[str, str]:
+def _reference(reference: Json, where: str) -> tuple[str, str]:
     """Type and id of a relative or absolute literal reference: "Patient/7823"; a version after it is passed over."""
-    literal = reference.get("reference")
-    if not isinstance(literal, str):
-        return "", ""
-    parts = literal.split("/_history/")[0].rstrip("/").split("/")
+    parts = (_string(reference, "reference", where) or "").split("/_history/")[0].rstrip("/").split("/")
     return (parts[-2], parts[-1]) if len(parts) >= 2 else ("", "")
 
 
 def _key(resource: Json) -> str | None:
     """What tells this request from another: its first identifier, else its id. Digested: it goes into the ledger."""
-    for identifier in _objects(resource.get("identifier")):
-        if isinstance(identifier.get("value"), str):
-            return _digest("identifier", str(identifier.get("system", "")), identifier["value"])
-    id_ = resource.get("id")
-    return _digest("id", id_) if isinstance(id_, str) and id_ else None
+    for identifier in _objects(resource, "identifier"):
+        system, value = (_string(identifier, name, "CommunicationRequest.identifier") for name in ("system", "value"))
+        if value is not None:
+            return _digest("identifier", system or "", value)
+    id_ = _string(resource, "id", "CommunicationRequest")
+    return _digest("id", id_) if id_ else None
 
 
 def _digest(*parts: str) -> str:
     return "fhir-" + hashlib.sha256("\n".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _objects(value: object) -> Sequence[Json]:
-    """The objects of a list; what is none is passed over."""
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else ()
+def _objects(resource: Json, name: str) -> Sequence[Json]:
+    """The objects of a list; none where it is left out. Raises NotRaised where it is no list of objects."""
+    value = resource.get(name)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise NotRaised("structure", f"{name}: not a list of objects", f"CommunicationRequest.{name}")
+    return value
+
+
+def _string(of: Json, name: str, where: str) -> str | None:
+    """A text, None where it is left out. Raises NotRaised where it is something else."""
+    value = of.get(name)
+    if value is not None and not isinstance(value, str):
+        raise NotRaised("structure", f"{name}: not text", f"{where}.{name}")
+    return value

@@ -143,7 +143,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
 BYSTANDER: Final = -1
 
 
-class Person(msgspec.Struct, frozen=True, kw_only=True):
+class Person(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where one person stands with one alert. ``answer``: the furthest: addressed, delivered, displayed, accept,
     decline, handed_over, done. ``at``: since when. ``step``: the last of the policy's steps that addressed them;
     ``BYSTANDER``: none has, their phone has it because every phone of the department has. ``delivered_at``,

@@ -90,10 +90,12 @@ class Here(msgspec.Struct, frozen=True, kw_only=True):
 
 class Present(msgspec.Struct, frozen=True, kw_only=True):
     """A department's people, by user id. ``is_whole`` False: Redis did not answer, and only this gateway's phones and
-    nobody's state are known; or it has just lost them, and not all gateways have told it anew."""
+    nobody's state are known; or it has just lost them, and not all gateways have told it anew. ``has_answered`` False:
+    it is the former."""
 
     records: tuple[PresenceRecord, ...]
     is_whole: bool = True
+    has_answered: bool = True
 
 
 class Availed(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +131,9 @@ class Presence:
         self._cover = redis.register_script(_COVER)
         self.phones: Callable[[], Iterable[Here]] = tuple
         self._lately: OrderedDict[str, _Known] = OrderedDict()
+        #: The phones that were open when somebody asked last, and what was made of them, by department.
+        self._phones: tuple[Here, ...] = ()
+        self._own_phones: dict[str, dict[tuple[str, Channel], tuple[str, ...]]] = {}
         self._writes = 0
         self._newcomers: set[Here] = set()
         self._has_newcomers = asyncio.Event()
@@ -217,19 +222,33 @@ class Presence:
         """
         return await self._present(department, now_ms)
 
+    def here(self, department: str) -> Present:
+        """What is known without Redis: this gateway's own phones."""
+        return Present(records=_records(self._own(department), {}, {}, None), is_whole=False, has_answered=False)
+
+    def _own(self, department: str) -> dict[tuple[str, Channel], tuple[str, ...]]:
+        """This gateway's phones of a department; the same object as long as no phone comes or goes."""
+        phones = tuple(self.phones())
+        if phones != self._phones or len(self._own_phones) >= MAX_LATELY:
+            self._phones, self._own_phones = phones, {}
+        own = self._own_phones.get(department)
+        if own is None:
+            own = self._own_phones[department] = {
+                (phone.user_id, phone.channel): phone.roles
+                for phone in phones
+                if phone.department == department and phone.channel != "board"
+            }
+        return own
+
     async def _present(self, department: str, now_ms: int | None) -> Present:
-        own: dict[tuple[str, Channel], tuple[str, ...]] = {
-            (phone.user_id, phone.channel): phone.roles
-            for phone in self.phones()
-            if phone.department == department and phone.channel != "board"
-        }
+        own = self._own(department)
         known = None if now_ms is None else self._lately.get(department)
         # Somebody who has just come may have a state that nobody has asked for.
         if (
             known is None
             or now_ms is None
             or not 0 <= now_ms - known.at_ms < LATELY_MS
-            or any(user not in known.users for user, _ in own)
+            or ((known.told is None or known.told[0] is not own) and any(user not in known.users for user, _ in own))
         ):
             writes = self._writes
             try:
@@ -239,13 +258,13 @@ class Presence:
                     states = await self._states(sorted(users))
             except (RedisError, OSError, TimeoutError):
                 metrics.REDIS_ERRORS.inc()
-                return Present(records=_records(own, {}, {}, None), is_whole=False)
+                return self.here(department)
             if self._has_lost(since, now):
                 return Present(records=_records(own, heard, states, now), is_whole=False)
             known = _Known(at_ms=now_ms or 0, now=now, heard=heard, states=states, users=users)
             if now_ms is not None and writes == self._writes:
                 self._keep(department, known)
-        if known.told is None or known.told[0] != own:
+        if known.told is None or known.told[0] is not own:
             known.told = own, Present(records=_records(own, known.heard, known.states, known.now))
         return known.told[1]
 
@@ -397,18 +416,24 @@ def _records(
         roles.setdefault(user, set()).update(held)
         if now is not None:
             last[user] = now
+    fresh_since = None if now is None else now - timedelta(seconds=FRESH_S)
+    named: dict[str, tuple[str, ...]] = {}
     # The newest first: what an older beat says of somebody's roles counts only where nothing newer does.
     for (user, channel), (at, names) in sorted(heard.items(), key=lambda each: each[1][0], reverse=True):
-        is_here = now is not None and now - at <= timedelta(seconds=FRESH_S)
-        if is_here or user not in channels:
-            roles.setdefault(user, set()).update(name for name in names.split(",") if name)
-        channels.setdefault(user, set())
+        is_here = fresh_since is not None and at >= fresh_since
+        known = channels.get(user)
+        if is_here or known is None:
+            if names not in named:
+                named[names] = tuple(name for name in names.split(",") if name)
+            roles.setdefault(user, set()).update(named[names])
+        if known is None:
+            known = channels[user] = set()
         if is_here:
-            channels[user].add(channel)
+            known.add(channel)
         last[user] = max(at, last.get(user, at))
     records = []
     for user in sorted(channels):
-        said = states.get(user, Availed(state="available"))
+        said = states.get(user, _AVAILABLE)
         records.append(
             PresenceRecord(
                 user_id=user,
@@ -424,6 +449,7 @@ def _records(
     return tuple(records)
 
 
+_AVAILABLE: Final = Availed(state="available")
 _SINCE: Final = "chatd:presence:since"
 
 

@@ -16,6 +16,8 @@ from protocols.errors import ErrorCode, RemoteProtocolError
 from protocols.frames import AlertTarget, Reach
 
 NOBODY: Final = Reach()
+#: Targets of one department that are kept, a role each.
+_MAX_TARGETS: Final = 32
 #: For these a delegate is called too, or instead.
 _AWAY: Final = frozenset(("in_procedure", "off"))
 
@@ -38,7 +40,10 @@ def resolve_or_refuse(
         RemoteProtocolError: role_unassigned: a role that nobody holds now, no delegate either. Not where presence is
             not ``is_whole``: nobody can know it then, and whoever is known is called.
     """
-    found = resolve(target, records, is_whole=is_whole, raised_by=raised_by)
+    return _or_refuse(resolve(target, records, is_whole=is_whole, raised_by=raised_by), target, is_whole)
+
+
+def _or_refuse(found: Found, target: AlertTarget, is_whole: bool) -> Found:
     if target.role is not None and not found.people and is_whole:
         raise RemoteProtocolError(ErrorCode.ROLE_UNASSIGNED)
     return found
@@ -71,6 +76,57 @@ def resolve(
     people = tuple(dict.fromkeys((*own, *covered.values())))
     delegates = tuple(user_id for user_id in people if user_id not in own)
     return Found(people=people, delegates=delegates, reach=_reach(people, covered, known, is_whole))
+
+
+class Resolver:
+    """``resolve`` for alerts that come one after the other: the same people and target are gone through once.
+
+    What differs by raiser is one name. Any thread may ask; at worst something is worked out twice.
+    """
+
+    def __init__(self) -> None:
+        #: Of which records, and by target and whether they are whole. One object, so that no thread sees half of it.
+        self._kept: tuple[Sequence[PresenceRecord], dict[tuple[AlertTarget, bool], Found]] = ((), {})
+
+    def resolve(
+        self, target: AlertTarget, records: Sequence[PresenceRecord], *, is_whole: bool = True, raised_by: str = ""
+    ) -> Found:
+        """As the function of that name. ``records`` must not be changed afterwards."""
+        if target.user is not None:
+            return resolve(target, records, is_whole=is_whole, raised_by=raised_by)
+        found = self._of_all(target, records, is_whole)
+        if raised_by in found.reach.covered or raised_by in found.reach.covered.values():
+            # Without them others stand in for somebody, or nobody does.
+            return resolve(target, records, is_whole=is_whole, raised_by=raised_by)
+        return _without(found, raised_by) if raised_by in found.people else found
+
+    def resolve_or_refuse(
+        self, target: AlertTarget, records: Sequence[PresenceRecord], *, is_whole: bool = True, raised_by: str = ""
+    ) -> Found:
+        """As the function of that name."""
+        return _or_refuse(self.resolve(target, records, is_whole=is_whole, raised_by=raised_by), target, is_whole)
+
+    def _of_all(self, target: AlertTarget, records: Sequence[PresenceRecord], is_whole: bool) -> Found:
+        kept = self._kept
+        if kept[0] is not records or len(kept[1]) >= _MAX_TARGETS:
+            kept = self._kept = (records, {})
+        found = kept[1].get((target, is_whole))
+        if found is None:
+            found = kept[1][target, is_whole] = resolve(target, records, is_whole=is_whole)
+        return found
+
+
+def _without(found: Found, user_id: str) -> Found:
+    """The same without one of its people who stands in for nobody and for whom nobody does."""
+
+    def rest(users: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(each for each in users if each != user_id)
+
+    told = found.reach
+    told = msgspec.structs.replace(
+        told, online=rest(told.online), push=rest(told.push), unreachable=rest(told.unreachable)
+    )
+    return msgspec.structs.replace(found, people=rest(found.people), reach=told)
 
 
 def _delegate(record: PresenceRecord, known: Mapping[str, PresenceRecord]) -> str | None:

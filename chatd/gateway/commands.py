@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +59,13 @@ log = structlog.get_logger(__name__)
 
 #: When a place for state does not answer, a client tries again after this.
 _RETRY_MS = 1_000
+#: A command is answered or refused within this, whatever it waits for: more than all that one of them may wait for in
+#: Redis and in the ledger, one after the other, as long as each wait keeps its own end.
+ANSWER_WITHIN_S = 15.0
 LOADING = "the records are being loaded"
 STATE_AWAY = "the session store does not answer"
 LEDGER_AWAY = "nothing can be recorded now"
+TOO_LATE = "no answer in time"
 
 
 def is_retryable(code: ErrorCode) -> bool:
@@ -71,7 +76,8 @@ async def handle(connection: Connection, frame: ClientFrame) -> None:
     """Carry out one command that the session's rules allow.
 
     Raises:
-        RemoteProtocolError: it was not taken; nothing was done. Expected faults of Redis become one here.
+        RemoteProtocolError: it was not taken; nothing was done. Expected faults of Redis become one here. So does
+            what takes longer than ``ANSWER_WITHIN_S``: that may have been done, and sent again does nothing twice.
         SessionLost: the session is gone; the connection must be closed and begun anew.
     """
     command = _COMMANDS.get(type(frame))
@@ -82,8 +88,12 @@ async def handle(connection: Connection, frame: ClientFrame) -> None:
     assert principal is not None  # noqa: S101 - authorised before it is opened
     try:
         connection.node.gate.require(principal, str(frame.__struct_config__.tag), connection.department)
-        await command(connection, frame)
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            await command(connection, frame)
         taken(connection, frame)
+    except TimeoutError:
+        log.error("command_too_late", connection_id=connection.connection_id, command=str(frame.__struct_config__.tag))
+        raise _later(TOO_LATE, client_msg_id) from None
     except RemoteProtocolError as error:
         error.client_msg_id = error.client_msg_id or client_msg_id
         refused(connection, frame, error)
@@ -409,6 +419,8 @@ async def _append(
 
 
 def _key(connection: Connection) -> str:
+    if connection.is_alerts_only:
+        raise SessionsUnavailable
     if connection.key is None:
         raise SessionLost
     return connection.key

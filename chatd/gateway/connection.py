@@ -103,6 +103,9 @@ class Connection:
         self.key: str | None = None
         self.epoch = ""
         self.session_id = ""
+        #: It was let in while Redis was away: it hears of alerts and answers them, and has no session.
+        self.is_alerts_only = False
+        self._is_recalled = False
         self.compat = False
         self.compat_text = False
         self.principal: Principal | None = None
@@ -237,7 +240,7 @@ class Connection:
             self._alerts_after = self._outbox.replies_offered
             self._admit_alerts()
             loops.append(asyncio.create_task(self._read_loop()))
-            if self.channel == "app":
+            if self.channel == "app" and self.key is not None:
                 # A push extension and a wall board hear of alerts only: the session's log is not theirs.
                 self.cursor = resume_from
                 if max(self._rung, self.opened_seq) > resume_from:
@@ -679,6 +682,12 @@ class Connection:
         """Have the connection closed with ``code``; the first call wins."""
         if not self._close_wanted.done():
             self._close_wanted.set_result(Closing(code, after_ms=after_ms))
+
+    def recall(self, after_s: float) -> None:
+        """Have a phone that was let in for alerts alone come again ``after_s`` from now; the first call counts."""
+        if not self._is_recalled:
+            self._is_recalled = True
+            asyncio.get_running_loop().call_later(after_s, self.close_soon, CloseCode.RESTART)
 
     async def leave(self, after_s: float) -> None:
         """The node is draining: say so now, close with 4000 after ``after_s``; returns when the socket is closed."""

@@ -34,11 +34,11 @@ from chatd.logs import error_name
 from chatd.readiness import NodeChecks
 from chatd.replies.following import Follower
 from chatd.replies.runs import Run, Runs
-from chatd.replies.sessions import DOORBELL, Request, SessionLost, Sessions, SessionsUnavailable
+from chatd.replies.sessions import DOORBELL, Opened, Request, SessionLost, Sessions, SessionsUnavailable
 from chatd.settings import Settings
 from context import memo
 from context.layers import DepartmentLayer
-from context.store import ContextStore, DepartmentUnknown
+from context.store import ContextNotLoaded, ContextStore, DepartmentUnknown, StoreUnavailable
 from protocols.errors import ChatdError, CloseCode, RemoteProtocolError
 from protocols.frames import ModeChange
 
@@ -63,8 +63,10 @@ _TICK_S = 0.25
 #: Phones whose sessions rest are swept in turn, all of them once in so many sweeps. A ring that is lost for such a
 #: session is noticed within these; where all rings may have been lost, all are swept at once.
 _TURNS = 5
-#: A department's name and actions in a welcome are at most this old.
+#: A department's name and actions in a welcome are at most this old, while Redis has them.
 _DEPARTMENTS_MS = 1_000
+#: After Redis did not answer, newcomers do not wait for it for this long: they are let in for their alerts at once.
+_AWAY_MS = 1_000
 #: How long the last frames of a connection may take to leave before it is closed all the same; and the closing.
 FLUSH_S = 1.0
 #: What a phone may take to be gone once it is to be closed.
@@ -142,6 +144,8 @@ class Node:
         self._departments: tuple[DepartmentLayer, ...] = ()
         self._departments_at_ms: int | None = None
         self._departments_read: asyncio.Task[None] | None = None
+        #: Redis did not answer; until then newcomers do not ask it.
+        self._away_until_ms: int | None = None
         self._to_ring: dict[str, int] = {}
         self._has_to_ring = asyncio.Event()
         runs.on_appended = self.ring
@@ -233,22 +237,59 @@ class Node:
             if connection.epoch == epoch:
                 connection.ring(seq, frame)
 
+    def knows_departments(self, departments: Sequence[DepartmentLayer]) -> None:
+        """What the installation's own files say, until Redis has said it."""
+        if self._departments_at_ms is None:
+            self._departments = tuple(departments)
+
     async def department(self, department_id: str) -> DepartmentLayer:
         """A department as phones are told it, at most a second old; those who ask at the same time share one read.
 
+        While Redis does not answer, or has lost the layers, it is as it was known last: a phone needs no more of it
+        than its name to hear of alerts.
+
         Raises:
-            DepartmentUnknown: This hospital has none of this name. ContextNotLoaded, StoreUnavailable: as the store.
+            DepartmentUnknown: This hospital has none of this name.
+            ContextNotLoaded, StoreUnavailable: as the store, for one that was not known before.
         """
         read_ms = self._departments_at_ms
-        if read_ms is None or self.clock.monotonic_ms() - read_ms >= _DEPARTMENTS_MS:
-            await self._read_departments()
-        for again in (True, False):
-            for department in self._departments:
-                if department.department_id == department_id:
-                    return department
-            if again and read_ms == self._departments_at_ms:
+        known = next((each for each in self._departments if each.department_id == department_id), None)
+        if known is not None and self._is_away:
+            return known
+        try:
+            if read_ms is None or self.clock.monotonic_ms() - read_ms >= _DEPARTMENTS_MS:
                 await self._read_departments()
+            for again in (True, False):
+                for department in self._departments:
+                    if department.department_id == department_id:
+                        return department
+                if again and read_ms == self._departments_at_ms:
+                    await self._read_departments()
+        except (ContextNotLoaded, StoreUnavailable) as error:
+            if isinstance(error, StoreUnavailable):
+                self._note_away()
+            if known is None:
+                raise
+            return known
         raise DepartmentUnknown
+
+    @property
+    def _is_away(self) -> bool:
+        return self._away_until_ms is not None and self.clock.monotonic_ms() < self._away_until_ms
+
+    def _note_away(self) -> None:
+        self._away_until_ms = self.clock.monotonic_ms() + _AWAY_MS
+
+    async def open_session(self, key: str) -> Opened | None:
+        """Find a session or make it; None: Redis does not answer. Takes ``redis_timeout_s`` at most."""
+        if self._is_away:
+            return None
+        try:
+            async with asyncio.timeout(self.settings.redis_timeout_s):
+                return await self.sessions.open(key, now_ms=epoch_ms(self.clock.now()))
+        except (SessionsUnavailable, TimeoutError):
+            self._note_away()
+            return None
 
     async def _read_departments(self) -> None:
         if self._departments_read is None:
@@ -442,6 +483,7 @@ class Node:
             await asyncio.sleep(self.settings.sweep_interval_s)
             try:
                 await self.sweep()
+                await self.recall()
             except SessionsUnavailable as error:
                 log.warning("sweep_failed", error=error_name(error))
             if self._queue is not None:
@@ -505,6 +547,25 @@ class Node:
         while True:
             await asyncio.sleep(_FORGET_S)
             memo.forget()
+
+    async def recall(self) -> None:
+        """Redis answers again and has the layers: whoever was let in for alerts alone is to come for their session.
+
+        Each at a moment of their own within ``drain_spread_s``. Until then they hear of every alert, and what falls
+        between is replayed.
+        """
+        waiting = [connection for connection in self._connections if connection.is_alerts_only]
+        if not waiting or self.draining:
+            return
+        try:
+            # Before the layers are there a session would be of little use, and loading them needs the processor.
+            if not await self.store.is_loaded():
+                return
+        except StoreUnavailable:
+            return
+        self._away_until_ms = None
+        for connection in waiting:
+            connection.recall(random.uniform(0, self.settings.drain_spread_s))  # noqa: S311 - spreading, not secrecy
 
     async def _expire(self) -> None:
         while True:

@@ -535,7 +535,8 @@ class _Shared(Generic[T]):
         self._next: asyncio.Task[T | None] | None = None
 
     async def get(self) -> T | None:
-        if self._next is None:
+        # One that was ended before it began, with the task that reads for all, would answer nobody any more.
+        if self._next is None or self._next.done():
             self._next = asyncio.create_task(self._after(self._running))
             self._all.add(self._next)
             self._next.add_done_callback(self._all.discard)

@@ -9,7 +9,7 @@ import msgspec
 
 from chatd.actions.rules import Proposal
 from chatd.alerts.presence import ANSWER_WITHIN_S, PresenceUnavailable
-from chatd.clock import epoch_ms, iso_ms
+from chatd.clock import iso_ms
 from chatd.gateway.auditing import AuditUnavailable, ahead
 from chatd.ledger import LedgerUnavailable
 from chatd.replies.sessions import Opened, Request, session_key
@@ -25,6 +25,7 @@ from protocols.frames import (
     OpenResponse,
     OwnPresence,
     PatientInfo,
+    Resume,
     Snapshot,
     SystemNotification,
     User,
@@ -53,26 +54,35 @@ async def welcome(connection: Connection, hello: Hello) -> int:
     knows where it stands in the alerts gets what follows as soon as the ledger answers; one that does not is closed
     with 4003 then, and begins anew with a snapshot.
 
+    While Redis does not answer, it is let in for its alerts alone (``alerts_only``), because they rest on the ledger.
+    Nothing is known of its session, so its cursor stays where the client has it, and the snapshot, where one must
+    follow for the alerts' sake, tells of alerts only. Once Redis answers it is closed with 4000 and comes for its
+    session, as if it had not been here.
+
     Returns:
         The ``seq`` after which the connection goes on; what follows is in the log.
 
     Raises:
-        SessionsUnavailable, StoreUnavailable, ContextNotLoaded: come back in a moment.
+        SessionsUnavailable, StoreUnavailable, ContextNotLoaded: come back in a moment. The first: Redis went away
+            between two questions.
         DepartmentUnknown: the path names no department of this hospital.
     """
     node = connection.node
     department = await node.department(connection.department)
     session_id = COMPAT_SESSION_ID if connection.compat else hello.session_id or f"sess_{connection.connection_id[2:]}"
     key = session_key(connection.user_id, connection.department, session_id)
-    now = node.clock.now()
-    opened = await node.sessions.open(key, now_ms=epoch_ms(now))
-    connection.key, connection.epoch, connection.session_id = key, opened.epoch, session_id
-    connection.active_patient_id, connection.opened_seq = opened.patient_id, opened.seq
-    if connection.channel == "app":
-        node.joined(connection, key)
+    connection.session_id, resume = session_id, hello.resume
+    found = await node.open_session(key)
+    opened = _as_it_was(key, resume) if found is None else found
+    if found is None:
+        connection.is_alerts_only = True
+    else:
+        connection.key, connection.epoch = key, found.epoch
+        connection.active_patient_id, connection.opened_seq = found.patient_id, found.seq
+        if connection.channel == "app":
+            node.joined(connection, key)
     connection.join_alerts()
     alerts = await _alerts(connection, hello)
-    resume = hello.resume
     plan = resume_plan(
         resume,
         epoch=opened.epoch,
@@ -103,13 +113,22 @@ async def welcome(connection: Connection, hello: Hello) -> int:
     connection.mode_told = node.mode_now
     connection.send(_welcome(connection, opened, department, plan, alerts, presence))
     if not plan.resumed:
-        # Of a session that nobody has had before there is nothing to tell.
-        is_new = not opened.existed and resume is None
-        snapshot = Snapshot() if is_new else await _snapshot(connection, opened)
+        # Of a session that nobody has had before there is nothing to tell, and of one that cannot be asked for nothing
+        # is known.
+        is_empty = connection.is_alerts_only or (not opened.existed and resume is None)
+        snapshot = Snapshot() if is_empty else await _snapshot(connection, opened)
         connection.send(msgspec.structs.replace(snapshot, open_alerts=open_alerts or ()))
     if alerts.is_away:
         connection.send_error(RemoteProtocolError(ErrorCode.INTERNAL, ALERTS_AWAY))
     return resume_from
+
+
+def _as_it_was(key: str, resume: Resume | None) -> Opened:
+    """A session that Redis cannot tell of, as the client knows it: it stands where it stood, and nothing follows."""
+    epoch, seq = ("", 0) if resume is None else (resume.epoch, resume.seq)
+    return Opened(
+        key=key, epoch=epoch, seq=seq, existed=True, era="", idle_ms=0, first_seq=seq + 1, asked=0, patient_id=None
+    )
 
 
 async def _alerts(connection: Connection, hello: Hello) -> AlertPlan:
@@ -137,7 +156,7 @@ async def _open_alerts(connection: Connection, alerts: AlertPlan) -> tuple[Syste
 
 async def _own_presence(connection: Connection) -> OwnPresence | None:
     """What the person has said of themselves; None: a wall's, or not known within a quarter of a second."""
-    if connection.channel == "board" or connection.node.pools is None:
+    if connection.channel == "board" or connection.node.pools is None or connection.is_alerts_only:
         return None
     try:
         async with asyncio.timeout(ANSWER_WITHIN_S):
@@ -199,6 +218,7 @@ def _welcome(
         model=node.watch.state,
         mode=node.watch.mode,
         presence=presence,
+        alerts_only=connection.is_alerts_only,
     )
 
 

@@ -5,14 +5,18 @@ their locks in one order, so that none waits in a circle: the idempotency key (`
 (``by_dedup``), the alert (``lock``, ``due``), the key of the day (``insert``, ``store``, ``append``), the department's
 counter (``append``). A transaction deals with one alert. On SQLite there is one writer.
 
-Moments are kept to the millisecond. ``SealError`` from any of these means that a row is damaged, was moved, or that
-the installation's ring lost a key; what cannot be read is never left out silently.
+Of an alert's people those who have ever answered have a row each. All others, a department's thousand, are one sealed
+record: who was called, and whose phone has it since when. Both are written with the alert, in its transaction.
+
+Moments in columns are kept to the millisecond. ``SealError`` from any of these means that a row is damaged, was moved,
+or that the installation's ring lost a key; what cannot be read is never left out silently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from datetime import date, datetime
+from itertools import islice
 from typing import Any, Final, Literal
 
 import msgspec
@@ -22,8 +26,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from chatd.alerts.model import CLOSED, RECEIPTS, Alert, Happened, Person, Recorded, Span, Timer
 from chatd.ledger.day_keys import DayKeys
-from chatd.ledger.rows import Transaction
+from chatd.ledger.rows import HeldAlert, Transaction
 from chatd.ledger.tables import (
+    alert_called,
     alert_commands,
     alert_counters,
     alert_events,
@@ -58,12 +63,18 @@ _encode_body = msgspec.msgpack.Encoder().encode
 _decode_body = msgspec.msgpack.Decoder(_Body).decode
 
 
+#: Every person who has not answered, in the alert's own order.
+_encode_called = msgspec.msgpack.Encoder().encode
+_decode_called = msgspec.msgpack.Decoder(tuple[Person, ...]).decode
+
+
 # The statements, built once: building one at each use costs four times what running it does. SQLite, whose one writer
 # holds everything, is sent no "FOR UPDATE". ``on_conflict`` is spelled alike by both dialects and shared by neither.
 _INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _PERSON: Final = ("n", "answer", "at", "step", "eta_at", "slot", "delivered_at", "displayed_at", "accepted_at")
 
 _ALERT = select(alerts).where(alerts.c.alert_id == bindparam("id"))
+_DEPARTMENT = select(alerts.c.department).where(alerts.c.alert_id == bindparam("id"))
 _ALERT_LOCKED = _ALERT.with_for_update()
 _INSERT_ALERT = sql_insert(alerts)
 _UPDATE_ALERT = update(alerts).where(alerts.c.alert_id == bindparam("id"))
@@ -72,7 +83,9 @@ _PEOPLE = (
     .where(alert_people.c.alert_id.in_(bindparam("ids", expanding=True)))
     .order_by(alert_people.c.alert_id, alert_people.c.n)
 )
-_ANSWERED = _PEOPLE.where(alert_people.c.answer.not_in(("addressed", *sorted(RECEIPTS))))
+#: Answers that are none: such a person was called, or their phone has it.
+_UNANSWERED: Final = frozenset(("addressed", *RECEIPTS))
+_ANSWERED = _PEOPLE.where(alert_people.c.answer.not_in(sorted(_UNANSWERED)))
 #: Whose rows are read with open alerts: ``all``, those who have ``answered``, or ``nobody``.
 Who = Literal["all", "answered", "nobody"]
 _WHO: Final = {"all": _PEOPLE, "answered": _ANSWERED}
@@ -81,6 +94,14 @@ _UPSERT_PEOPLE: Final = {
         index_elements=["alert_id", "user_id"], set_={column: statement.excluded[column] for column in _PERSON}
     )
     for name, statement in ((name, make(alert_people)) for name, make in _INSERTS.items())
+}
+_CALLED = select(alert_called).where(alert_called.c.alert_id.in_(bindparam("ids", expanding=True)))
+_UPSERT_CALLED: Final = {
+    name: statement.on_conflict_do_update(
+        index_elements=["alert_id"],
+        set_={column: statement.excluded[column] for column in ("key_day", "people_sealed")},
+    )
+    for name, statement in ((name, make(alert_called)) for name, make in _INSERTS.items())
 }
 _PERSON_COLUMNS: Final = ("alert_id", "user_id", *_PERSON)
 #: By dialect: the statement's text, and the order of its values where they have no names.
@@ -149,8 +170,7 @@ _INSERT_COMMAND = sql_insert(alert_commands)
 def insert(tx: Transaction, keys: DayKeys, alert: Alert) -> None:
     """Add a new alert with its people; it gets its timers and events by the functions below."""
     tx.connection.execute(_INSERT_ALERT, {"alert_id": alert.alert_id} | _columns(tx, keys, alert))
-    _write_people(tx, alert, range(len(alert.people)))
-    tx.held_alerts[alert.alert_id] = alert
+    _store_people(tx, keys, alert, None)
 
 
 def lock(tx: Transaction, keys: DayKeys, alert_id: str) -> Alert | None:
@@ -158,18 +178,24 @@ def lock(tx: Transaction, keys: DayKeys, alert_id: str) -> Alert | None:
     row = tx.connection.execute(_ALERT_LOCKED, {"id": alert_id}).mappings().one_or_none()
     if row is None:
         return None
-    tx.held_alerts[alert_id] = _alert(tx, keys, row)
-    return tx.held_alerts[alert_id]
+    held = tx.held_alerts[alert_id] = _alert(tx, keys, row)
+    return held.alert
 
 
 def read(tx: Transaction, keys: DayKeys, alert_id: str) -> Alert | None:
     """The alert as last committed; None if there is none."""
     row = tx.connection.execute(_ALERT, {"id": alert_id}).mappings().one_or_none()
-    return None if row is None else _alert(tx, keys, row)
+    return None if row is None else _alert(tx, keys, row).alert
+
+
+def department(tx: Transaction, alert_id: str) -> str:
+    """Whose alert it is; empty if there is none. It is not opened."""
+    found: str | None = tx.connection.execute(_DEPARTMENT, {"id": alert_id}).scalar_one_or_none()
+    return found or ""
 
 
 def store(tx: Transaction, keys: DayKeys, alert: Alert) -> None:
-    """Write how an alert stands now; of its people, those rows that are not as they were.
+    """Write how an alert stands now; of its people, what is not as it was.
 
     Raises:
         ValueError: this transaction has not locked the alert, so what it would write may rest on an old state.
@@ -178,14 +204,7 @@ def store(tx: Transaction, keys: DayKeys, alert: Alert) -> None:
     if before is None:
         raise ValueError("an alert is stored by the transaction that locked it")
     tx.connection.execute(_UPDATE_ALERT, {"id": alert.alert_id} | _columns(tx, keys, alert))
-    old = {person.user_id: (n, person) for n, person in enumerate(before.people)}
-    new = {person.user_id: (n, person) for n, person in enumerate(alert.people)}
-    _write_people(tx, alert, [n for user_id, (n, person) in new.items() if old.get(user_id) != (n, person)])
-    gone = sorted(old.keys() - new.keys())
-    if gone:
-        whose = alert_people.c.user_id.in_(gone)
-        tx.connection.execute(delete(alert_people).where(alert_people.c.alert_id == alert.alert_id, whose))
-    tx.held_alerts[alert.alert_id] = alert
+    _store_people(tx, keys, alert, before)
 
 
 def set_timers(tx: Transaction, alert_id: str, timers: Sequence[Timer]) -> None:
@@ -305,15 +324,18 @@ def open_alerts(
 ) -> tuple[Alert, ...]:
     """At most ``limit`` alerts of a department that are not closed: most urgent first, of these the oldest first.
 
-    ``who``: which of their people are read, because they are most of the rows; the others are missing in ``people``.
+    ``who``: which of their people are read, because they are most of it; the others are missing in ``people``.
     ``damaged``: gets the ids of alerts that cannot be read, which are then left out: one must not hide the others.
     """
     found = tx.connection.execute(_OPEN, {"of": department, "limit": limit}).mappings().all()
-    people = {} if who == "nobody" else _people(tx, [row["alert_id"] for row in found], _WHO[who])
+    ids = [row["alert_id"] for row in found]
+    people = {} if who == "nobody" else _people(tx, ids, _WHO[who])
+    called = _called(tx, ids) if who == "all" else {}
     alerts_found = []
     for row in found:
         try:
-            alerts_found.append(_opened(tx, keys, row, people.get(row["alert_id"], [])))
+            alert_id = row["alert_id"]
+            alerts_found.append(_opened(tx, keys, row, people.get(alert_id, []), called.get(alert_id)).alert)
         except (SealError, msgspec.MsgspecError):
             if damaged is None:
                 raise
@@ -332,8 +354,8 @@ def by_dedup(tx: Transaction, keys: DayKeys, department: str, dedup_mac: str, no
     row = tx.connection.execute(_SAME, asked).mappings().one_or_none()
     if row is None:
         return None
-    alert = tx.held_alerts[row["alert_id"]] = _alert(tx, keys, row)
-    return alert
+    held = tx.held_alerts[row["alert_id"]] = _alert(tx, keys, row)
+    return held.alert
 
 
 def remembered(tx: Transaction, by: str, key: str) -> Remembered | None:
@@ -382,7 +404,9 @@ def retire(tx: Transaction, before: date) -> int:
         ),
     )
     needed = union(
-        select(alert_events.c.key_day).where(is_old), select(alerts.c.key_day).where(alerts.c.key_day.in_(old))
+        select(alert_events.c.key_day).where(is_old),
+        select(alerts.c.key_day).where(alerts.c.key_day.in_(old)),
+        select(alert_called.c.key_day).where(alert_called.c.key_day.in_(old)),
     )
     unneeded = sorted(set(old) - set(tx.connection.execute(needed).scalars()))
     if unneeded:
@@ -412,7 +436,7 @@ def _forget_alerts(tx: Transaction, which: ColumnElement[bool]) -> None:
     )
     for start in range(0, len(ids), _AT_ONCE):
         some = ids[start : start + _AT_ONCE]
-        for table in (alert_people, alert_timers, alert_commands, alerts):
+        for table in (alert_people, alert_called, alert_timers, alert_commands, alerts):
             tx.connection.execute(delete(table).where(table.c.alert_id.in_(some)))
 
 
@@ -431,8 +455,37 @@ def _take(tx: Transaction, department: str, count: int) -> int:
     return int(last)
 
 
-def _write_people(tx: Transaction, alert: Alert, which: Sequence[int]) -> None:
-    """Write rows of people: a department's are a thousand, so the statement is made ready once, not for each row."""
+def _store_people(tx: Transaction, keys: DayKeys, alert: Alert, before: HeldAlert | None) -> None:
+    """Write what is new of an alert's people, and hold the alert. Who has a row keeps it, whatever they say later."""
+    known = before or HeldAlert(alert=msgspec.structs.replace(alert, people=()))
+    rows = [n for n, person in enumerate(alert.people) if person.user_id in known.answered or _has_answered(person)]
+    is_row = frozenset(rows)
+    called = [person for n, person in enumerate(alert.people) if n not in is_row]
+    old = {
+        person.user_id: (n, person) for n, person in enumerate(known.alert.people) if person.user_id in known.answered
+    }
+    _write_rows(tx, alert, [n for n in rows if old.get(alert.people[n].user_id) != (n, alert.people[n])])
+    answered = frozenset(alert.people[n].user_id for n in rows)
+    gone = sorted(known.answered - answered)
+    if gone:
+        whose = alert_people.c.user_id.in_(gone)
+        tx.connection.execute(delete(alert_people).where(alert_people.c.alert_id == alert.alert_id, whose))
+    day = keys.hold(tx, alert.updated_at)
+    held = HeldAlert(alert=alert, answered=answered, called=tuple(called), called_day=day)
+    # Of the same day as the alert's body: else an alert that is changed for weeks would keep the key of its first day.
+    if held.called != known.called or (known.called_day and known.called_day != day):
+        sealed = keys.seal(tx, day, _encode_called(held.called), aad=_called_place(alert.alert_id))
+        row = {"alert_id": alert.alert_id, "key_day": day, "people_sealed": sealed}
+        tx.connection.execute(_UPSERT_CALLED[tx.connection.dialect.name], row)
+    tx.held_alerts[alert.alert_id] = held
+
+
+def _has_answered(person: Person) -> bool:
+    return person.answer not in _UNANSWERED or person.accepted_at is not None
+
+
+def _write_rows(tx: Transaction, alert: Alert, which: Sequence[int]) -> None:
+    """Write rows of people: they may be many, so the statement is made ready once, not for each row."""
     if not which:
         return
     dialect = tx.connection.dialect
@@ -487,15 +540,27 @@ def _people(tx: Transaction, alert_ids: Iterable[str], statement: Select[Any] = 
     return found
 
 
-def _alert(tx: Transaction, keys: DayKeys, row: RowMapping) -> Alert:
-    return _opened(tx, keys, row, _people(tx, [row["alert_id"]]).get(row["alert_id"], []))
+def _called(tx: Transaction, alert_ids: Sequence[str]) -> dict[str, RowMapping]:
+    return {row["alert_id"]: row for row in tx.connection.execute(_CALLED, {"ids": list(alert_ids)}).mappings()}
 
 
-def _opened(tx: Transaction, keys: DayKeys, row: RowMapping, people: Sequence[RowMapping]) -> Alert:
-    body = _decode_body(keys.open(tx, row["key_day"], row["body_sealed"], aad=_body_place(row["alert_id"])))
-    return msgspec.structs.replace(
-        body.alert,
-        people=tuple(
+def _alert(tx: Transaction, keys: DayKeys, row: RowMapping) -> HeldAlert:
+    alert_id = row["alert_id"]
+    return _opened(tx, keys, row, _people(tx, [alert_id]).get(alert_id, []), _called(tx, [alert_id]).get(alert_id))
+
+
+def _opened(
+    tx: Transaction, keys: DayKeys, row: RowMapping, people: Sequence[RowMapping], record: RowMapping | None
+) -> HeldAlert:
+    alert_id = row["alert_id"]
+    body = _decode_body(keys.open(tx, row["key_day"], row["body_sealed"], aad=_body_place(alert_id)))
+    called: tuple[Person, ...] = ()
+    if record is not None:
+        opened = keys.open(tx, record["key_day"], record["people_sealed"], aad=_called_place(alert_id))
+        called = _decode_called(opened)
+    answered = {
+        each["user_id"]: (
+            each["n"],
             Person(
                 user_id=each["user_id"],
                 answer=each["answer"],
@@ -507,14 +572,36 @@ def _opened(tx: Transaction, keys: DayKeys, row: RowMapping, people: Sequence[Ro
                 delivered_at=each["delivered_at"],
                 displayed_at=each["displayed_at"],
                 accepted_at=each["accepted_at"],
-            )
-            for each in people
-        ),
+            ),
+        )
+        for each in people
+    }
+    return HeldAlert(
+        alert=msgspec.structs.replace(body.alert, people=_in_order(tuple(answered.values()), called, answered)),
+        answered=frozenset(answered),
+        called=called,
+        called_day="" if record is None else record["key_day"],
     )
+
+
+def _in_order(
+    rows: Sequence[tuple[int, Person]], called: Iterable[Person], answered: Container[str]
+) -> tuple[Person, ...]:
+    """Rows at their places, and the others in between. A row is right: a gateway from before the record wrote it."""
+    rest = iter([person for person in called if person.user_id not in answered])
+    people: list[Person] = []
+    for n, person in rows:
+        people += islice(rest, max(0, n - len(people)))
+        people.append(person)
+    return (*people, *rest)
 
 
 def _body_place(alert_id: str) -> bytes:
     return f"alert|{alert_id}".encode()
+
+
+def _called_place(alert_id: str) -> bytes:
+    return f"alert_called|{alert_id}".encode()
 
 
 def _frame_place(department: str, alert_seq: int) -> bytes:

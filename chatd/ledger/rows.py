@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import Connection, RowMapping, Select, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from chatd.alerts.model import Alert
+from chatd.alerts.model import Alert, Person
 from chatd.ledger.tables import action_events, actions
 from context.seal import Sealer
 
@@ -54,6 +54,16 @@ class ActionEvent(msgspec.Struct, frozen=True, kw_only=True):
     token_expires_at: datetime | None = None
 
 
+class HeldAlert(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert that a transaction holds, and how its people are kept: ``answered`` have rows; ``called`` have none,
+    and are in a record that the key of ``called_day`` has sealed (empty: there is no record)."""
+
+    alert: Alert
+    answered: frozenset[str] = frozenset()
+    called: tuple[Person, ...] = ()
+    called_day: str = ""
+
+
 _ALONE = text("SELECT pg_advisory_xact_lock(:key)")
 
 
@@ -66,7 +76,7 @@ class Transaction:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         #: Alerts as they stood when this transaction locked, made or stored them.
-        self.held_alerts: dict[str, Alert] = {}
+        self.held_alerts: dict[str, HeldAlert] = {}
         #: Keys of days that this transaction seals with, locked; and those that it has only read.
         self.held_days: dict[str, Sealer] = {}
         self.read_days: dict[str, Sealer] = {}

@@ -153,7 +153,19 @@ alerts = Table(
     Index("alerts_by_key", "key_day"),
 )
 
-#: Where each person stands with an alert, ``n`` in the alert's own order. What they wrote is in the alert's body.
+#: Who was called to an alert, or whose phone has it, and who has not answered: all of them in one record, because a
+#: department's are a thousand. ``key_day``: the key that sealed it.
+alert_called = Table(
+    "alert_called",
+    metadata,
+    Column("alert_id", String(128), ForeignKey("alerts.alert_id"), primary_key=True),
+    Column("key_day", String(10), nullable=False),
+    Column("people_sealed", LargeBinary, nullable=False),
+    Index("alert_called_by_key", "key_day"),
+)
+
+#: Where each person stands with an alert who has ever answered it, ``n`` in the alert's own order (with those of
+#: ``alert_called`` between them). Who has a row keeps it. What they wrote is in the alert's body.
 alert_people = Table(
     "alert_people",
     metadata,

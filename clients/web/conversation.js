@@ -45,6 +45,7 @@ export class Conversation {
     this.rung = null;
     /** The server has said that it cannot read its alerts now. */
     this.alertsAway = false;
+    this.alertsOnly = false;
     this.taken = null;
     /** The last event of a hand-over to or from this person, {key, params, level}; the page says it and resets it. */
     this.handed = null;
@@ -226,7 +227,9 @@ const HANDLERS = {
     this.model = frame.model;
     this.mode = frame.mode;
     this.limits = { ...this.limits, ...frame.limits };
-    if (!frame.resumed && this.items.size > 0 && this._welcomed) {
+    // The server has no memory now: of the session it says nothing, and what is shown stays.
+    this.alertsOnly = frame.alerts_only === true;
+    if (!frame.resumed && this.items.size > 0 && this._welcomed && !this.alertsOnly) {
       this._divider("reloaded", { reason: frame.gap_reason });
     }
     this._welcomed = true;
@@ -243,6 +246,7 @@ const HANDLERS = {
     const [first] = this.book.replace(frame.open_alerts, now, this.clockOffsetMs);
     if (first) this.rung = first;
     this._changed.add("alerts");
+    if (this.alertsOnly) return;
     for (const open of frame.open_responses ?? []) {
       const item = this._of(open);
       if (item.question && !item.final) item.question.status = "accepted";

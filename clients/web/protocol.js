@@ -111,6 +111,8 @@ export class ClientSession {
     /** client_msg_id → {frame, status, responseId, cancelled, isPast, at, tries, notBefore, wasSent}; the order of insertion is the order of sending. */
     this.outbox = new Map();
     this.offlineSince = null;
+    /** The server has no memory now: what is no alert waits here, as while there is no line. */
+    this.alertsOnly = false;
     /** alert_id → {delivered, displayed}: receipts of open alerts, told again on each new line. */
     this._receipts = new Map();
     this._deviceId = deviceId;
@@ -235,7 +237,7 @@ export class ClientSession {
     }
     if (entry.cancelled) return [];
     entry.cancelled = true;
-    return this.phase === "live" ? [this._cancelFrame(id)] : [];
+    return this.phase === "live" && !this.alertsOnly ? [this._cancelFrame(id)] : [];
   }
 
   /** The page is looked at again, or the network has come back: probe the line, or try at once. */
@@ -414,6 +416,7 @@ export class ClientSession {
     this._deadline = Infinity;
     this.sessionId = frame.session_id;
     this.userId = frame.user?.user_id ?? this.userId;
+    this.alertsOnly = frame.alerts_only === true;
     const resumed = frame.resumed === true && this._hasCursor && frame.epoch === this.epoch;
     if (resumed && isCount(frame.alert_seq) && frame.alert_seq < this.alertSeq) {
       // The alert log is shorter than we know it (a ledger put back from a copy): its next alerts would look old.
@@ -445,7 +448,8 @@ export class ClientSession {
     const alerts = new Set((frame.open_alerts ?? []).map((one) => one.alert_id));
     for (const id of this._receipts.keys()) if (!alerts.has(id)) this._receipts.delete(id);
     const open = new Map((frame.open_responses ?? []).map((one) => [one.client_msg_id, one.response_id]));
-    return [{ do: "deliver", frame }, this._line(), ...this._resendOutbox(open, now)];
+    // Without its memory the server does not know what is being answered; that stays as it is.
+    return [{ do: "deliver", frame }, this._line(), ...this._resendOutbox(this.alertsOnly ? null : open, now)];
   }
 
   _onGoaway(frame, now) {
@@ -529,12 +533,18 @@ export class ClientSession {
 
   // --- the outbox ----------------------------------------------------------------------------------------
 
-  /** Send what has not been sent on this line; a server that said goodbye takes only answers to alerts. */
+  /** A server that said goodbye takes only answers to alerts, and one without its memory only what is about them. */
+  _isHeld(entry) {
+    const { type } = entry.frame;
+    return (this._goaway && type !== "alert_response") || (this.alertsOnly && !ALERT_COMMANDS.has(type));
+  }
+
+  /** Send what has not been sent on this line and may be sent now. */
   _flush(now) {
     if (this.phase !== "live") return [];
     const effects = [];
     for (const [id, entry] of this.outbox) {
-      if (entry.status !== "waiting" || entry.notBefore > now || (this._goaway && entry.frame.type !== "alert_response")) continue;
+      if (entry.status !== "waiting" || entry.notBefore > now || this._isHeld(entry)) continue;
       if (entry.frame.type === "alert_raise" && now - entry.at > RULES.raise_patience_ms) {
         entry.status = "old";
         effects.push({ do: "outgoing", id, status: "old", unsure: entry.wasSent });
@@ -564,7 +574,7 @@ export class ClientSession {
         entry.status = "waiting";
       }
       entry.notBefore = -Infinity;
-      if (entry.cancelled) cancelled.push(this._cancelFrame(id));
+      if (entry.cancelled && !this.alertsOnly) cancelled.push(this._cancelFrame(id));
     }
     const receipts = [...this._receipts.values()].flatMap((told) => [told.delivered, told.displayed]).filter(Boolean);
     return [...this._flush(now), ...cancelled, ...receipts.map((frame) => ({ do: "send", frame }))];
@@ -574,7 +584,7 @@ export class ClientSession {
   _retryAt() {
     let at = Infinity;
     for (const entry of this.outbox.values()) {
-      if (entry.status === "waiting" && entry.notBefore > -Infinity && !(this._goaway && entry.frame.type !== "alert_response")) at = Math.min(at, entry.notBefore);
+      if (entry.status === "waiting" && entry.notBefore > -Infinity && !this._isHeld(entry)) at = Math.min(at, entry.notBefore);
     }
     return at;
   }

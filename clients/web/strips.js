@@ -135,7 +135,7 @@ export class StatusLine extends HTMLElement {
     const { phase, offlineSince } = view.line;
     const live = phase === "live";
     const first = phase !== "live" && !view.wasLive;
-    const mode = view.conversation.mode;
+    const mode = view.conversation.alertsOnly ? "alerts_only" : view.conversation.mode;
     this.setAttribute("role", "status");
     this.className = `status-line ${live ? `is-live mode-${mode}` : first ? "is-connecting" : "is-offline"}`;
     fill(

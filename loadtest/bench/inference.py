@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -59,25 +59,22 @@ ACTIONS = ("schedule_cath_lab", "order_troponin", "page_cardiology")
 class Shape(NamedTuple):
     """How much is written and read at a size of model: a CPU takes a hundred times as long for the second one.
 
-    ``prompt_tokens`` and ``answer_tokens`` of the engine's rounds, ``path_tokens`` of an answer through everything,
-    for at most ``path_users``, of a vLLM server ``vllm_users``: of more, the last of the larger model's first words
-    come later on a CPU than an engine may be silent. ``sharing`` users of one beginning.
+    ``prompt_tokens`` and ``answer_tokens`` of the engine's rounds; ``path_tokens`` of an answer through everything
+    and ``budget_tokens`` of its prompt: whole records cost a CPU tens of seconds of prefill, which is no part of what
+    is compared, and twenty of the larger model's would pass the deadline. ``sharing`` users of one beginning.
     """
 
     prompt_tokens: int
     answer_tokens: int
     path_tokens: int
-    path_users: int
-    vllm_users: int
+    budget_tokens: int
     sharing: int
     rounds: int
 
 
 SHAPES: Final[dict[Literal["1m", "100m"], Shape]] = {
-    "1m": Shape(
-        prompt_tokens=192, answer_tokens=256, path_tokens=96, path_users=20, vllm_users=20, sharing=20, rounds=3
-    ),
-    "100m": Shape(prompt_tokens=48, answer_tokens=48, path_tokens=32, path_users=8, vllm_users=4, sharing=8, rounds=1),
+    "1m": Shape(prompt_tokens=192, answer_tokens=256, path_tokens=96, budget_tokens=2_200, sharing=20, rounds=3),
+    "100m": Shape(prompt_tokens=48, answer_tokens=48, path_tokens=32, budget_tokens=1_800, sharing=8, rounds=1),
 }
 #: The beginning that a department shares, in tokens, and what differs.
 SHARED_TOKENS = 1_500
@@ -364,7 +361,7 @@ async def whole_path(place: Hospital, users: int, turn: str, also: Sequence[int]
 
 async def path(
     folder: Path, shape: Shape, rounds: int, users: Sequence[int], tick: Callable[[], None]
-) -> list[dict[str, Any]]:
+) -> AsyncIterator[dict[str, Any]]:
     """Everything between two sockets against the library with prompts and answers of the same lengths.
 
     As it runs in a hospital, with the department's beginning at hand; the library gets a cache of the same length.
@@ -373,13 +370,11 @@ async def path(
 
     model, tokenizer = load(str(folder))[:2]
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-    rows: list[dict[str, Any]] = []
     beginnings: dict[int, list[Any]] = {}
     env = {
         "CHATD_PREFIX_CACHE_BYTES": str(GIB),
         "CHATD_ANSWER_MAX_TOKENS": str(shape.path_tokens),
-        # Whole records cost a CPU tens of seconds of prefill, which is no part of what is compared.
-        "CHATD_PROMPT_BUDGET_TOKENS": "2200",
+        "CHATD_PROMPT_BUDGET_TOKENS": str(shape.budget_tokens),
         **PATIENCE,
         "CHATD_MESSAGES_PER_MINUTE": "1000",
         "CHATD_ENGINE_SLOTS": str(max(users) + 1),
@@ -404,8 +399,7 @@ async def path(
                 if turn:
                     ratios.append(speed(through) / speed(library))
             told = {name: through[name] for name in ("tokens_in", "hit_tokens", "tokens_out")}
-            rows.append({"users": count, "path": statistics.median(ratios), **told})
-    return rows
+            yield {"users": count, "path": statistics.median(ratios), **told}
 
 
 # --- vLLM ---------------------------------------------------------------------------------------------------
@@ -446,18 +440,17 @@ async def direct(
 
 async def vllm_path(
     folder: Path, shape: Shape, rounds: int, users: Sequence[int], tick: Callable[[], None]
-) -> list[dict[str, Any]]:
+) -> AsyncIterator[dict[str, Any]]:
     """Everything between two sockets with a vLLM server behind it, against the server alone.
 
     Both write under a department's grammar; the prompts of the direct side are as long as chatd's, and as much of
     them is at hand in the server's cache.
     """
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-    rows = []
     cached = {0}
     env = {
         "CHATD_ANSWER_MAX_TOKENS": str(shape.path_tokens),
-        "CHATD_PROMPT_BUDGET_TOKENS": "2200",
+        "CHATD_PROMPT_BUDGET_TOKENS": str(shape.budget_tokens),
         **PATIENCE,
         "CHATD_MESSAGES_PER_MINUTE": "1000",
         "CHATD_ENGINE_SLOTS": "20",
@@ -484,18 +477,15 @@ async def vllm_path(
                     if turn:
                         wall_ratios.append(through["tokens"] / through["wall_s"] / (alone["tokens"] / alone["wall_s"]))
                         cpu_ratios.append(speed(through) / speed(alone))
-                rows.append(
-                    {
-                        "users": count,
-                        "wall": statistics.median(wall_ratios),
-                        "cpu": statistics.median(cpu_ratios),
-                        "tokens_in": through["tokens_in"],
-                        "hit_tokens": through["hit_tokens"],
-                        "tokens_out": through["tokens_out"],
-                        "direct_tokens_per_s": alone["tokens"] / alone["wall_s"],
-                    }
-                )
-    return rows
+                yield {
+                    "users": count,
+                    "wall": statistics.median(wall_ratios),
+                    "cpu": statistics.median(cpu_ratios),
+                    "tokens_in": through["tokens_in"],
+                    "hit_tokens": through["hit_tokens"],
+                    "tokens_out": through["tokens_out"],
+                    "direct_tokens_per_s": alone["tokens"] / alone["wall_s"],
+                }
 
 
 def mode(url: str) -> str:
@@ -676,11 +666,9 @@ async def measure(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
         for size in sizes:
             shape = SHAPES[size]
             rounds = 1 if arguments.short else arguments.rounds or shape.rounds
-            few = [count for count in users if count <= shape.path_users]
-            fewer = [count for count in users if count <= shape.vllm_users]
             folder = Path(place) / size
             tiny.make(folder, size)
-            steps = {"engine": len(users), "prompts": 1 / (rounds + 1), "path": len(few), "vllm": len(fewer)}
+            steps = {"engine": len(users), "prompts": 1 / (rounds + 1), "path": len(users), "vllm": len(users)}
             part: dict[str, Any] = figures["models"].setdefault(size, {})
             with Progress(disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
                 task = bar.add_task(f"{size} model", total=sum(steps[each] for each in parts) * (rounds + 1))
@@ -697,12 +685,12 @@ async def measure(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:
                     part["gaps"] = await gaps(folder, 4, 2)
                     tick()
                     keep(figures, out)
-                if "path" in parts:
-                    part["path"] = await path(folder, shape, rounds, few, tick)
-                    keep(figures, out)
-                if "vllm" in parts:
-                    part["vllm"] = await vllm_path(folder, shape, rounds, fewer, tick)
-                    keep(figures, out)
+                for name, measured in (("path", path), ("vllm", vllm_path)):
+                    if name in parts:
+                        part[name] = []
+                        async for row in measured(folder, shape, rounds, users, tick):
+                            part[name].append(row)
+                            keep(figures, out)
     return figures
 
 

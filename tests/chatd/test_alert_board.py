@@ -165,6 +165,36 @@ def test_alert_unanswered_takes_every_step() -> None:
     assert fired(change, "expire").alert.state == "expired"
 
 
+@pytest.mark.parametrize("late_s", [0, 10])
+def test_alert_ends_when_its_end_is_looked_at_in_time(late_s: float) -> None:
+    """A sweep that is late by seconds, as on a busy ledger, ends what is over."""
+    assert fired(raised(), "expire", late_s=late_s).alert.state == "expired"
+
+
+def test_alert_whose_end_came_in_an_outage_gives_every_step_its_time() -> None:
+    """Nobody could answer: it goes on for what its chain takes from now on, tells nobody, and then ends for certain."""
+    overdue = fired(raised(), "expire", late_s=7_200)
+    assert (overdue.alert.state, events(overdue)) == ("delivering", [])
+    left_s = due(overdue)["expire"] - (43_200 + 7_200)
+    policy = POLICIES.of(overdue.alert)
+    assert left_s == sum(step.after_s for step in policy.steps) + policy.unanswered_after_s
+    assert fired(overdue, "expire").alert.state == "expired"
+
+
+def test_acceptance_whose_end_came_in_an_outage_is_asked_for_a_last_time() -> None:
+    """A team that was asked whether it is done could not say so: it has that time again."""
+    change = answered(raised("arrest", requires_action=True).alert, "dr.santos", "accept", slot="leader")
+    alert = msgspec.structs.replace(change.alert, state="in_progress", resolve_by=None, is_reminded=True)
+    timer = next(each for each in board.timers(alert) if each.kind == "expire")
+    policy = POLICIES.of(alert)
+    at = timer.due_at + timedelta(hours=1)
+    after = board.fire(alert, timer, policy, (), at)
+    assert after is not None
+    assert after.alert.state == "in_progress"
+    (expire,) = [each for each in after.timers if each.kind == "expire"]
+    assert abs((expire.due_at - at).total_seconds() - policy.remind_again_s) < 1
+
+
 def test_alert_rings_earlier_steps_too() -> None:
     """Whom an earlier step called goes on ringing beside those whom the present one calls, until all are named."""
     change = fired(raised(to=AlertTarget(user="dr.santos"), people=("dr.santos",)), "step", ("charge.rocha",))

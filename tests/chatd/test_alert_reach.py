@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatd.alerts import reach
@@ -140,3 +142,30 @@ def test_reach_adds_up(target: AlertTarget, records: list[PresenceRecord], raise
         assert delegate not in {user_id, raised_by}
     assert set(found.delegates) <= set(found.reach.covered.values())
     assert target.user is not None or raised_by not in found.people
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_resolver_finds_what_resolve_finds(data: st.DataObject) -> None:
+    """Whoever raises, whatever was asked before and whoever stands in for whom: the kept answer is the one of now."""
+    names = ("a", "b", "c", "d", "e")
+    resolver = reach.Resolver()
+    for _ in range(3):
+        records = tuple(
+            person(
+                user,
+                *data.draw(st.sampled_from(((), ("app",), ("push",)))),
+                state=data.draw(st.sampled_from(("available", "in_procedure", "off"))),
+                delegate_to=data.draw(st.sampled_from((None, *names))),
+                is_accepted=data.draw(st.booleans()),
+                roles=data.draw(st.sampled_from((("physician",), ("nurse",)))),
+            )
+            for user in names
+        )
+        for _ in range(4):
+            target = data.draw(st.sampled_from((EVERYBODY, PHYSICIANS, AlertTarget(user="a"))))
+            given_: dict[str, Any] = {
+                "is_whole": data.draw(st.booleans()),
+                "raised_by": data.draw(st.sampled_from((*names, "x"))),
+            }
+            assert resolver.resolve(target, records, **given_) == reach.resolve(target, records, **given_)

@@ -187,6 +187,58 @@ async def test_store_writes_changed_people_only(ledger: Ledger, keys: DayKeys) -
     assert [(each.answer, each.slot) for each in found.people] == [("displayed", None), ("decline", "mark")]
 
 
+async def people_rows(ledger: Ledger) -> list[str]:
+    query = text("SELECT user_id FROM alert_people ORDER BY user_id")
+    return list(await ledger.read(lambda tx: tx.connection.execute(query).scalars().all()))
+
+
+async def test_people_without_answer_have_no_row(ledger: Ledger, keys: DayKeys) -> None:
+    """Who was called or has a receipt is in one sealed record; who has answered has a row and keeps it, in order."""
+    asked = tuple(person(f"dr.{n}") for n in range(5))
+    await ledger.transact(lambda tx: alert_rows.insert(tx, keys, alert(people=asked)))
+    assert await people_rows(ledger) == []
+    told = (asked[0], person("dr.1", answer="delivered", delivered_at=NOW), *asked[2:])
+    taken = (*told[:3], person("dr.3", answer="accept", accepted_at=NOW), told[4])
+    lapsed = (*told[:3], person("dr.3", answer="displayed", accepted_at=NOW), told[4], person("dr.5", step=-1))
+    for people, rows in ((told, []), (taken, ["dr.3"]), (lapsed, ["dr.3"]), (told[:3], [])):
+
+        def store(tx: Transaction, people: tuple[Person, ...] = people) -> None:
+            assert alert_rows.lock(tx, keys, "al_1") is not None
+            alert_rows.store(tx, keys, alert(people=people))
+
+        await ledger.transact(store)
+        assert await people_rows(ledger) == rows
+        found = await ledger.read(lambda tx: alert_rows.read(tx, DayKeys(SEALER), "al_1"))
+        assert found is not None
+        assert found.people == people
+
+
+async def test_row_of_an_older_gateway_is_right(ledger: Ledger, keys: DayKeys) -> None:
+    """A gateway from before the record writes rows for all whom it calls: nobody is there twice, and the row counts."""
+    await ledger.transact(lambda tx: alert_rows.insert(tx, keys, alert(people=(person("dr.0"), person("dr.1")))))
+    row = (
+        "INSERT INTO alert_people (alert_id, user_id, n, answer, at, step) VALUES ('al_1', 'dr.1', 1, 'decline', 0, 0)"
+    )
+    await ledger.transact(lambda tx: tx.connection.execute(text(row)))
+    found = await ledger.read(lambda tx: alert_rows.read(tx, keys, "al_1"))
+    assert found is not None
+    assert [(each.user_id, each.answer) for each in found.people] == [("dr.0", "addressed"), ("dr.1", "decline")]
+
+
+async def test_record_of_people_belongs_to_its_alert(ledger: Ledger, keys: DayKeys) -> None:
+    """Who was called to one alert cannot be passed off as called to another; nobody's name is in the clear."""
+    for alert_id in ("al_1", "al_2"):
+        people = (person(f"dr.of.{alert_id}"),)
+        await ledger.transact(lambda tx, i=alert_id, p=people: alert_rows.insert(tx, keys, alert(i, people=p)))  # type: ignore[misc]
+    query = text("SELECT people_sealed FROM alert_called ORDER BY alert_id")
+    records = await ledger.read(lambda tx: tx.connection.execute(query).scalars().all())
+    assert not any(b"dr.of" in bytes(each) for each in records)
+    moved = text("UPDATE alert_called SET people_sealed = :record WHERE alert_id = 'al_1'")
+    await ledger.transact(lambda tx: tx.connection.execute(moved, {"record": records[1]}))
+    with pytest.raises(SealError):
+        await ledger.read(lambda tx: alert_rows.read(tx, keys, "al_1"))
+
+
 async def test_store_without_lock_is_refused(ledger: Ledger, keys: DayKeys) -> None:
     """An alert that this transaction has not locked cannot be overwritten with an old state of it."""
     await ledger.transact(lambda tx: alert_rows.insert(tx, keys, alert()))

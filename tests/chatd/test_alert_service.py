@@ -417,6 +417,48 @@ async def test_timers_fire_once_with_two_gateways(make: Make, ledger_url: str) -
     assert (await nodes[0].alerts.span("cardiology")).last_seq == 8
 
 
+async def test_alert_that_an_outage_has_overtaken_rings_and_goes_on(make: Make) -> None:
+    """Its end came while no gateway was there: it is called out again, and every step has its time before it ends."""
+    node = await make()
+    people = {**dict.fromkeys(DOCTORS, "physician"), "nurse.rocha": "charge_nurse"}
+    node.presence.phones = lambda: tuple(
+        Here(department="cardiology", user_id=user, channel="app", roles=(role,)) for user, role in people.items()
+    )
+    await node.alerts.raise_(command(policy="critical", requires_action=True), T0)
+    node.told.clear()
+    back = T0 + timedelta(hours=15)
+    assert await node.alerts.sweep(back) == 3
+    assert node.events() == ["repeated", "escalated"]
+    for after_s in range(1, 400):
+        await node.alerts.sweep(back + timedelta(seconds=after_s))
+    events = node.events()
+    assert events[-1] == "expired"
+    assert events.count("escalated") == 2
+    assert events.index("unanswered") < events.index("expired")
+
+
+async def test_sweep_asks_a_redis_that_is_away_once_for_all_departments(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is due in many departments is taken with what is known here, after one wait and not after one for each."""
+    node = await make()
+    asked: list[str] = []
+
+    async def away(_: Presence, department: str, *__: Any) -> Any:
+        asked.append(department)
+        raise OSError
+
+    departments = [f"d{number}" for number in range(12)]
+    for department in departments:
+        to = AlertTarget(department=department)
+        await node.alerts.raise_(command(f"k-{department}", to=to, department=department), T0)
+    node.here("dr.a", department="d7")
+    monkeypatch.setattr(Presence, "_heard", away)
+    assert await node.alerts.sweep(T0 + timedelta(days=1)) >= len(departments)
+    assert len(asked) == 1
+    assert {department for department, _ in node.told} == set(departments)
+
+
 async def test_a_role_that_nobody_holds_holds_up_no_step(make: Make) -> None:
     """The chain goes on past a role that nobody holds, until everybody is told that nobody has answered."""
     node = await make()
@@ -911,4 +953,4 @@ async def test_presence_away_says_so(make: Make, own_redis: Redis, own_redis_ser
         await node.presence.set("dr.a", Availed(state="busy"), now=T0)
     with pytest.raises(PresenceUnavailable):
         await node.presence.state_of("dr.a")
-    assert await node.presence.of("icu") == Present(records=(), is_whole=False)
+    assert await node.presence.of("icu") == Present(records=(), is_whole=False, has_answered=False)

@@ -217,9 +217,9 @@ async def test_twenty_writers_get_twenty_numbers(ledger_url: str) -> None:
         await opened.close()
 
 
-async def test_open_twice_at_once_makes_one_schema(ledger_url: str) -> None:
+async def test_open_twice_at_once_makes_one_schema(bare_ledger_url: str) -> None:
     """Gateways that start together on an empty database all get its tables."""
-    ledgers = [Ledger.open(ledger_url, timeout_s=PATIENT_S) for _ in range(4)]
+    ledgers = [Ledger.open(bare_ledger_url, timeout_s=PATIENT_S) for _ in range(4)]
     assert await asyncio.gather(*(opened.healthy() for opened in ledgers)) == [True] * 4
     for opened in ledgers:
         await opened.close()

@@ -42,9 +42,9 @@ def writing(url: str) -> Iterator[Connection]:
         engine.dispose()
 
 
-def test_revisions_make_what_the_code_sees(ledger_url: str) -> None:
+def test_revisions_make_what_the_code_sees(bare_ledger_url: str) -> None:
     """Tables, columns, types, keys, indexes and constraints of a migrated ledger are those of ``tables.py``."""
-    with writing(ledger_url) as connection:
+    with writing(bare_ledger_url) as connection:
         migrate(connection)
         context = MigrationContext.configure(
             connection, opts={"compare_type": True, "compare_server_default": True, "target_metadata": metadata}
@@ -63,20 +63,20 @@ def test_head_is_the_newest_revision() -> None:
     config.set_main_option("path_separator", "os")
     scripts = ScriptDirectory.from_config(config)
     assert scripts.get_heads() == [HEAD]
-    assert [each.revision for each in scripts.walk_revisions()] == ["0003", "0002", "0001"]
+    assert [each.revision for each in scripts.walk_revisions()] == ["0004", "0003", "0002", "0001"]
 
 
 @pytest.mark.parametrize("is_numbered", [False, True], ids=["0001", "before the revisions"])
-async def test_quick_actions_survive_the_alerts(ledger_url: str, is_numbered: bool) -> None:
+async def test_quick_actions_survive_the_alerts(bare_ledger_url: str, is_numbered: bool) -> None:
     """A ledger of the first shape, known by revision or by its old number, keeps its rows and its triggers."""
-    with writing(ledger_url) as connection:
+    with writing(bare_ledger_url) as connection:
         migrate(connection, "0001")
         assert "alerts" not in inspect(connection).get_table_names()
         connection.execute(text(ACTION), {"sealed": b"\x01sealed"})
         connection.execute(text(STEP))
         if is_numbered:
             connection.execute(text("DROP TABLE alembic_version"))
-    ledger = Ledger.open(ledger_url, timeout_s=PATIENT_S)
+    ledger = Ledger.open(bare_ledger_url, timeout_s=PATIENT_S)
     assert await ledger.healthy()
     found = await ledger.read(lambda tx: (tx.action("act_1"), tx.events("act_1")))
     assert found[0] is not None
@@ -98,14 +98,14 @@ async def test_quick_actions_survive_the_alerts(ledger_url: str, is_numbered: bo
         "DROP TABLE alembic_version",  # leaves the number 2, which no ledger without revisions had
     ],
 )
-def test_unknown_revision_is_refused(ledger_url: str, statement: str) -> None:
+def test_unknown_revision_is_refused(bare_ledger_url: str, statement: str) -> None:
     """A ledger whose shape cannot be told is refused and left as it is."""
-    with writing(ledger_url) as connection:
+    with writing(bare_ledger_url) as connection:
         migrate(connection)
         connection.execute(text(statement))
-    with writing(ledger_url) as connection, pytest.raises(UnknownRevision):
+    with writing(bare_ledger_url) as connection, pytest.raises(UnknownRevision):
         migrate(connection)
-    ledger = Ledger.open(ledger_url, timeout_s=PATIENT_S)
+    ledger = Ledger.open(bare_ledger_url, timeout_s=PATIENT_S)
 
     async def why() -> Why:
         with pytest.raises(LedgerUnavailable) as caught:
@@ -116,27 +116,27 @@ def test_unknown_revision_is_refused(ledger_url: str, statement: str) -> None:
     assert asyncio.run(why()) == Why.SCHEMA
 
 
-def test_revision_that_fails_leaves_nothing(ledger_url: str) -> None:
+def test_revision_that_fails_leaves_nothing(bare_ledger_url: str) -> None:
     """A table of the same name in the way: the whole step forward is undone, and the ledger stays what it was."""
-    with writing(ledger_url) as connection:
+    with writing(bare_ledger_url) as connection:
         migrate(connection, "0001")
         connection.execute(text("CREATE TABLE alert_timers (x INTEGER)"))
-    with pytest.raises(DBAPIError), writing(ledger_url) as connection:
+    with pytest.raises(DBAPIError), writing(bare_ledger_url) as connection:
         migrate(connection)
-    with writing(ledger_url) as connection:
+    with writing(bare_ledger_url) as connection:
         assert "alerts" not in inspect(connection).get_table_names()
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0001"
         connection.execute(text("DROP TABLE alert_timers"))
         migrate(connection)
-    with writing(ledger_url) as connection:
+    with writing(bare_ledger_url) as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == HEAD
 
 
-async def test_open_twice_at_once_goes_forward_once(ledger_url: str) -> None:
+async def test_open_twice_at_once_goes_forward_once(bare_ledger_url: str) -> None:
     """Gateways that start together on an old ledger bring it forward once, and all of them work."""
-    with writing(ledger_url) as connection:
+    with writing(bare_ledger_url) as connection:
         migrate(connection, "0001")
-    ledgers = [Ledger.open(ledger_url, timeout_s=PATIENT_S) for _ in range(4)]
+    ledgers = [Ledger.open(bare_ledger_url, timeout_s=PATIENT_S) for _ in range(4)]
     assert await asyncio.gather(*(opened.healthy() for opened in ledgers)) == [True] * 4
     for opened in ledgers:
         await opened.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,8 +11,9 @@ import pytest
 
 from chatd.gateway import node as node_module
 from chatd.gateway.node import Node, TurnNotReached
+from chatd.replies.sessions import SessionsUnavailable
 from chatd.settings import Settings
-from context.store import ContextNotLoaded, DepartmentUnknown
+from context.store import ContextNotLoaded, DepartmentUnknown, StoreUnavailable
 from protocols.errors import CloseCode
 
 
@@ -33,13 +34,14 @@ class Store:
     def __init__(self) -> None:
         self.names = ["cardiology"]
         self.reads = 0
-        self.is_empty = False
+        self.lost: Exception | None = None
+        self.is_loaded: Any = None
 
     async def departments(self) -> tuple[Any, ...]:
         self.reads += 1
         await asyncio.sleep(0)
-        if self.is_empty:
-            raise ContextNotLoaded("departments")
+        if self.lost is not None:
+            raise self.lost
         return tuple(SimpleNamespace(department_id=name) for name in self.names)
 
 
@@ -48,6 +50,16 @@ class Sessions:
 
     def __init__(self) -> None:
         self.asked: list[set[str]] = []
+        self.opened: list[str] = []
+        self.is_away = self.is_stuck = False
+
+    async def open(self, key: str, *, now_ms: int) -> str:
+        self.opened.append(key)
+        if self.is_stuck:
+            await asyncio.sleep(3600)
+        if self.is_away:
+            raise SessionsUnavailable
+        return f"session of {key}"
 
     async def keep(self, wanted: Sequence[tuple[str, str]], **_: Any) -> dict[tuple[str, str], Any]:
         self.asked.append({key for key, _ in wanted})
@@ -66,6 +78,11 @@ class Phone:
         self.ticked: list[int] = []
         self.closed: list[CloseCode] = []
         self.is_broken = False
+        self.is_alerts_only = False
+        self.recalled: list[float] = []
+
+    def recall(self, after_s: float) -> None:
+        self.recalled.append(after_s)
 
     def tick(self, now_ms: int) -> None:
         if self.is_broken:
@@ -197,10 +214,78 @@ async def test_department_is_read_once_for_all_who_ask(gateway: Gateway) -> None
     assert (await ask("emergency")).department_id == "emergency"
     with pytest.raises(DepartmentUnknown):
         await ask("surgery")
-    gateway.clock.ms += 1_000
-    gateway.store.is_empty = True
-    with pytest.raises(ContextNotLoaded):
+
+
+@pytest.mark.parametrize("lost", [ContextNotLoaded("loaded"), StoreUnavailable()])
+async def test_department_is_as_it_was_known_while_redis_has_lost_it(gateway: Gateway, lost: Exception) -> None:
+    """A phone is let in by what was read before, or by the installation's files; a name that nobody knew must wait."""
+    ask = gateway.node.department
+    gateway.store.lost = lost
+    with pytest.raises(type(lost)):
         await ask("cardiology")
+    gateway.node.knows_departments([cast(Any, SimpleNamespace(department_id="cardiology", name="of the file"))])
+    gateway.clock.ms += 1_000
+    assert (await ask("cardiology")).name == "of the file"
+    gateway.clock.ms += 1_000
+    gateway.store.lost = None
+    assert not hasattr(await ask("cardiology"), "name")
+    gateway.clock.ms += 1_000
+    gateway.store.lost = lost
+    assert not hasattr(await ask("cardiology"), "name")
+    gateway.clock.ms += 1_000
+    with pytest.raises(type(lost)):
+        await ask("emergency")
+
+
+async def test_redis_that_is_away_is_asked_once_a_second_for_all_who_come(gateway: Gateway) -> None:
+    """Only the first phone waits for it; the others are let in for their alerts at once, and it is tried again."""
+    node = gateway.node
+    await node.department("cardiology")
+    gateway.sessions.is_away = True
+    assert [await node.open_session(key) for key in "abc"] == [None] * 3
+    assert gateway.sessions.opened == ["a"]
+    reads = gateway.store.reads
+    gateway.clock.ms += 999
+    await node.department("cardiology")
+    assert await node.open_session("d") is None
+    assert (gateway.sessions.opened, gateway.store.reads) == (["a"], reads)
+    gateway.clock.ms += 1
+    gateway.sessions.is_away = False
+    assert cast(Any, await node.open_session("e")) == "session of e"
+
+
+async def test_session_that_is_not_found_in_time_is_redis_away(gateway: Gateway) -> None:
+    """A Redis that stands still keeps a phone from its alerts for its one timeout, and not for each of its tries."""
+    gateway.node.settings = Settings(redis_timeout_s=0.01)
+    gateway.sessions.is_stuck = True
+    async with asyncio.timeout(20):
+        assert await gateway.node.open_session("a") is None
+
+
+async def test_phones_without_a_session_are_called_back_once_redis_has_the_layers(gateway: Gateway) -> None:
+    """Each at a moment of its own, those that have a session not at all, and nobody before that."""
+    alone, other, whole = gateway.phone("a"), gateway.phone("b"), gateway.phone("c")
+    alone.is_alerts_only = other.is_alerts_only = True
+    found: Iterator[Exception | bool] = iter([StoreUnavailable(), False, True])
+
+    async def is_loaded() -> bool:
+        each = next(found)
+        if isinstance(each, Exception):
+            raise each
+        return each
+
+    gateway.store.is_loaded = is_loaded
+    for _ in range(2):
+        await gateway.node.recall()
+    assert (alone.recalled, other.recalled) == ([], [])
+    await gateway.node.recall()
+    assert (len(alone.recalled), len(other.recalled), whole.recalled) == (1, 1, [])
+    spread_s = gateway.node.settings.drain_spread_s
+    assert alone.recalled != other.recalled
+    assert all(0 <= after_s <= spread_s for after_s in (*alone.recalled, *other.recalled))
+    alone.is_alerts_only = other.is_alerts_only = False
+    await gateway.node.recall()
+    assert next(found, "unasked") == "unasked"
 
 
 async def test_department_asked_for_in_the_moment_of_the_first_read_is_known(gateway: Gateway) -> None:

@@ -346,6 +346,28 @@ async def test_span_begins_after_it_was_asked(pools: Pools, log: Log) -> None:
     await first
 
 
+async def test_read_that_was_ended_before_it_began_is_begun_anew(
+    pools: Pools, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task that reads for all was ended by a fault and begins anew: whoever asks after that is answered."""
+
+    async def stuck(_department: str) -> Span:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "span", stuck)
+        # The second read waits for the end of the first.
+        asking = []
+        for _ in range(2):
+            asking.append(asyncio.create_task(pools.span(CARDIOLOGY)))
+            await asyncio.sleep(0.01)
+        await end(pools._reads)
+        await asyncio.wait(asking)
+    async with asyncio.timeout(20):
+        assert await pools.span(CARDIOLOGY) == Span(first_seq=1, last_seq=0)
+
+
 async def test_slow_phone_holds_up_nobody_and_loses_nothing(pools: Pools, log: Log) -> None:
     """A phone that stops reading gets the rest later, from its lane and from the ledger; others get all at once."""
     quick, slow = Phone(pools, 0), Phone(pools, 0)

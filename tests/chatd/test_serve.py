@@ -1,6 +1,6 @@
 """The gateway process: room for the phones' sockets, and the path that it listens on.
 
-A limit that was lowered stays so, hence a process for each.
+A limit that was lowered stays so, hence a process for each case.
 """
 
 from __future__ import annotations
@@ -15,29 +15,47 @@ import pytest
 from chatd.serve import unix_socket
 from chatd.settings import SettingsError
 
+#: Each case in a fork of one process: what is imported for it costs more than all of them.
 TRY = """
-import resource, sys
-soft, hard, wanted = map(int, sys.argv[1:])
-resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+import os, resource, sys
 from chatd.serve import make_room
-make_room(wanted)
-print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+for case in sys.argv[1:]:
+    soft, hard, wanted = map(int, case.split(","))
+    if os.fork() == 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        make_room(wanted)
+        print("now", *resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
 """
 
+#: Soft and hard limit, what is wanted; then what the soft one becomes, and whether a line says that it is too little.
+CASES = {
+    "raised": (256, 1024, 600, 600, False),
+    "hard limit below": (256, 300, 600, 300, True),
+    "enough": (700, 1024, 600, 700, False),
+}
 
-@pytest.mark.parametrize(
-    ("soft", "hard", "wanted", "then", "is_told"),
-    [(256, 1024, 600, 600, False), (256, 300, 600, 300, True), (700, 1024, 600, 700, False)],
-    ids=["raised", "hard limit below", "enough"],
-)
-def test_make_room_raises_the_soft_limit(soft: int, hard: int, wanted: int, then: int, is_told: bool) -> None:
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, list[str]]:
+    """What each case has printed: without a set-up log, its lines go to the standard output."""
+    cases = [",".join(map(str, case[:3])) for case in CASES.values()]
+    done = subprocess.run([sys.executable, "-c", TRY, *cases], capture_output=True, text=True, check=True)
+    found: list[list[str]] = [[]]
+    for line in done.stdout.splitlines():
+        found[-1].append(line)
+        if line.startswith("now "):
+            found.append([])
+    return dict(zip(CASES, found[:-1], strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_make_room_raises_the_soft_limit(told: dict[str, list[str]], name: str) -> None:
     """The soft limit of open files becomes what the phones need, as far as the hard one lets it; else it is logged."""
-    done = subprocess.run(
-        [sys.executable, "-c", TRY, *map(str, (soft, hard, wanted))], capture_output=True, text=True, check=True
-    )
-    # Without a set-up log, its lines go to the standard output.
-    *lines, limits = done.stdout.splitlines()
-    assert limits == f"{then} {hard}"
+    _, hard, wanted, then, is_told = CASES[name]
+    *lines, limits = told[name]
+    assert limits == f"now {then} {hard}"
     assert [("few_files" in line, f"wanted={wanted}" in line) for line in lines] == [(True, True)] * is_told
 
 

@@ -119,7 +119,7 @@ def test_gzip_is_found_by_content() -> None:
 
 def test_truncated_gzip_of_lines_keeps_the_whole_lines() -> None:
     """Lines before the damage stand, and the report says that the file does not end well."""
-    data = gzip.compress(ndjson(patient(), *(observation(f"o{n}", note=[{"text": "x" * n}]) for n in range(3000))))
+    data = gzip.compress(ndjson(patient(), *(observation(f"o{n}", note=[{"text": "x" * n}]) for n in range(800))))
     result = run(data[: len(data) // 2])
     assert report(result).error == "damaged or truncated gzip"
     assert only(result).resources > 1
@@ -154,10 +154,11 @@ def test_missing_file_and_folder_are_reported(tmp_path: Path) -> None:
     assert "file not found" in "\n".join(summary_lines(result.files))
 
 
-def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
+def test_progress_ends_at_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress never falls, never passes the whole, and ends there."""
+    monkeypatch.setattr("context.fhir._REPORT_STEP_BYTES", 20_000)
     for name in ("a.json", "b.ndjson"):
-        (tmp_path / name).write_bytes(ndjson(patient(), *(observation(f"{name}{n}") for n in range(2500))))
+        (tmp_path / name).write_bytes(ndjson(patient(), *(observation(f"{name}{n}") for n in range(250))))
     seen: list[tuple[int, int]] = []
     import_files([tmp_path], department=None, now=NOW, on_progress=lambda done, total: seen.append((done, total)))
     done = [row[0] for row in seen]

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from context import hl7_heard
 from context.hl7 import Message, Problem, Refused, Rules, answer, header_of, read, verdict_of
 from context.hl7_files import HeardFiles
-from context.hl7_heard import MAX_RESULTS, Heard, Hearing, NotHers, hear, joined
+from context.hl7_heard import Heard, Hearing, NotHers, hear, joined
 from context.layers import Allergy, Observation, PatientLayer, versioned
 from context.seal import KeyRing, Sealer
 from tests.clinical_data import clinical_path
@@ -409,12 +410,12 @@ def test_a_sender_whose_clock_is_ahead_can_be_corrected() -> None:
     assert [item.value for item in corrected.heard.layer.observations] == [4.1]
 
 
-def test_a_monitor_cannot_fill_the_record() -> None:
-    """Values are bounded also where each is flagged abnormal."""
-    rows = [obx(str(n), at=f"202611{1 + n // 1440:02}{n // 60 % 24:02}{n % 60:02}00", sub=str(n)) for n in
-            range(MAX_RESULTS + 50)]  # fmt: skip
+def test_a_monitor_cannot_fill_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values are bounded also where each is flagged abnormal; the newest stay."""
+    monkeypatch.setattr(hl7_heard, "MAX_RESULTS", 120)
+    rows = [obx(str(n), at=f"20261101{n // 60 % 24:02}{n % 60:02}00", sub=str(n)) for n in range(170)]
     hearing = heard(oru(*rows))
-    assert len(hearing.heard.layer.observations) == MAX_RESULTS
+    assert sorted(item.value or 0 for item in hearing.heard.layer.observations) == list(range(50, 170))
     assert hearing.problems == ()
 
 

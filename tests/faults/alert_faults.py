@@ -25,9 +25,9 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 import redis.asyncio
-from redis.exceptions import RedisError
 from sqlalchemy import func, select
 
+from chatd import tasks
 from chatd.gateway.node import ALERT_DOORBELL
 from chatd.gateway.pools import SWEEP_S
 from chatd.ledger import Ledger, alert_rows
@@ -216,9 +216,9 @@ async def _meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, RedisError):
-            await task
+        # Not one ``cancel``: redis-py may swallow it, and the fault would never be lifted. And whoever ends the
+        # campaign meanwhile must not be taken for the end of this.
+        await tasks.end([task])
 
 
 @contextlib.asynccontextmanager

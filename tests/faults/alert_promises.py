@@ -121,6 +121,11 @@ class Judge:
         return self._settled + len(self._accepted)
 
     @property
+    def unsettled_count(self) -> int:
+        """How many of these have not been judged: none is lost before ``settle`` was told that nothing more comes."""
+        return len(self._accepted)
+
+    @property
     def highest(self) -> int:
         """The highest number that was accepted; what is raised from now on has a higher one."""
         return self._highest

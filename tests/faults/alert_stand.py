@@ -22,6 +22,7 @@ import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 
+from chatd import tasks
 from chatd.gateway.auth import mint
 from chatd.places import Places
 from chatd.settings import Settings
@@ -323,8 +324,14 @@ async def post(port: int, path: str, body: bytes, headers: Mapping[str, str]) ->
         answer = await reader.read()
     finally:
         writer.transport.abort()
+    return whole(answer)
+
+
+def whole(answer: bytes) -> tuple[int, bytes]:
+    """Status and body of an HTTP answer; raises ConnectionError for the half one of a gateway killed while it spoke."""
     head, found, rest = answer.partition(b"\r\n\r\n")
-    if not found:
+    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    if not found or (lengths and len(rest) < int(lengths[0].partition(b":")[2])):
         raise ConnectionError("no whole answer")
     return int(head.split(b" ", 2)[1]), rest
 
@@ -338,18 +345,29 @@ class Caller:
         self._outbox: dict[str, tuple[dict[str, Any], asyncio.Future[dict[str, Any]]]] = {}
         self._socket: ClientConnection | None = None
         self._turn = 0
+        #: How often an id was answered, refusals that are tried again among them.
+        self._heard: dict[str, int] = {}
+        #: Commands that had no answer within ``3 * ANSWER_S`` although the line lived; they are sent again.
+        self.unanswered = 0
 
     async def command(self, frame: dict[str, Any]) -> dict[str, Any]:
         """Send until it is accepted; returns ``accepted``. Raises Refused."""
+        key = frame["client_msg_id"]
         answered: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._outbox[frame["client_msg_id"]] = frame, answered
+        self._outbox[key] = frame, answered
         try:
-            while not answered.done():
-                await self._send(frame)
-                await asyncio.wait([answered], timeout=3 * ANSWER_S)
-            return answered.result()
+            await self._send(frame)
+            while True:
+                line, heard = self._socket, self._heard.get(key, 0)
+                done, _ = await asyncio.wait([answered], timeout=3 * ANSWER_S)
+                if done:
+                    return answered.result()
+                if line is not None and line is self._socket and heard == self._heard.get(key, 0):
+                    self.unanswered += 1
+                    await self._send(frame)
         finally:
-            self._outbox.pop(frame["client_msg_id"], None)
+            self._outbox.pop(key, None)
+            self._heard.pop(key, None)
 
     async def _send(self, frame: dict[str, Any]) -> None:
         if self._socket is not None:
@@ -395,6 +413,7 @@ class Caller:
         waiting = self._outbox.get(frame.get("client_msg_id") or "")
         if waiting is None or waiting[1].done():
             return
+        self._heard[frame["client_msg_id"]] = self._heard.get(frame["client_msg_id"], 0) + 1
         if frame["type"] == "accepted":
             waiting[1].set_result(frame)
         elif frame["type"] == "error" and frame["retryable"]:
@@ -434,11 +453,10 @@ class Raiser:
                 for task in [task for task in self._raising if task.done()]:
                     self._raising.discard(task)
                     task.result()
+                if calling.done():
+                    calling.result()
         finally:
-            calling.cancel()
-            for task in self._raising:
-                task.cancel()
-            await asyncio.gather(calling, *self._raising, return_exceptions=True)
+            await tasks.end([calling, *self._raising])
 
     def _start(self) -> None:
         words = self.words()

@@ -22,15 +22,16 @@ import sys
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from chatd import tasks
 from tests.faults.alert_faults import KINDS, Kind, NotFelt, Scene
 from tests.faults.alert_promises import VERDICTS, Judge, Report, Verdict
 from tests.faults.alert_stand import Group, Name, Raiser, Stand, Watch, standing
@@ -47,6 +48,8 @@ STANDS: Final[tuple[Name, ...]] = ("pg", "sqlite")
 SETTLE_S: Final = 20.0
 #: A fault falls so long after an alert was sent: into every step between the request and the last phone.
 AFTER_RAISE_S: Final = (0.0, 0.5)
+#: The alerts of a fault must be ended within this: dozens of commands, one after the other on one line.
+END_S: Final = 30.0
 #: The first welcome of all phones, on a busy machine.
 COME_S: Final = 60.0
 
@@ -114,11 +117,9 @@ class Campaign:
                 progress.update(task, description=f"seed {self.seed}, {self.stand.name}: {kind.name}")
                 # A generator of its own: what one fault draws does not depend on how the one before went.
                 self.scene.chance = random.Random(chance.random())
-                outcome = await self._fault(kind)
+                outcome = await self._unless_ended(raising, self._fault(kind))
                 self.outcomes.append(outcome)
                 progress.advance(task)
-                if raising.done():
-                    raising.result()
                 if outcome.problem:
                     said = f"seed {self.seed}, {self.stand.name}, {kind.name}: {outcome.problem}"
                     progress.console.print(said, markup=False)
@@ -126,12 +127,27 @@ class Campaign:
                         log.write(f"{said}\n{self.stand.logs()}\n")
                     if outcome.recovery_s is None and not await self._all_well():
                         break
+            await tasks.end([raising])
+            await self._rest()
+            self.judge.settle()
         finally:
             if raising is not None:
-                raising.cancel()
-                await asyncio.gather(raising, return_exceptions=True)
+                await tasks.end([raising])
             for group in self.groups:
                 await group.stop()
+
+    @staticmethod
+    async def _unless_ended(raising: asyncio.Task[None], fault: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """What became of a fault; raises what ended the raiser, without whom nothing would be answered any more."""
+        falling = asyncio.create_task(fault)
+        try:
+            await asyncio.wait([falling, raising], return_when=asyncio.FIRST_COMPLETED)
+            if not falling.done():
+                raising.result()
+                raise RuntimeError("the raiser has ended")
+            return falling.result()
+        finally:
+            await tasks.end([falling])
 
     async def _all_here(self) -> None:
         async with asyncio.timeout(COME_S):
@@ -179,7 +195,10 @@ class Campaign:
             await self._let_fall(kind, outcome)
         except (NotFelt, TimeoutError) as error:
             outcome.problem = str(error) or type(error).__name__
-        await self._settle()
+        try:
+            await self._settle()
+        except TimeoutError:
+            outcome.problem = "; ".join([*filter(None, [outcome.problem]), "alerts could not be ended"])
         told = self.judge.told[broken_before:]
         if told:
             outcome.problem = "; ".join([*filter(None, [outcome.problem]), *told])
@@ -201,24 +220,39 @@ class Campaign:
                     outcome.recovery_s = await self._probe(began, bound_s)
                 case "after":
                     await asyncio.sleep(self.scene.chance.uniform(*kind.hold_s))
-        finally:
+        except BaseException:
             await (lifting or fault.__aexit__(None, None, None))
+            raise
+        lifting = lifting or asyncio.create_task(fault.__aexit__(None, None, None))
+        try:
+            if kind.clock == "during":
+                # Alerts go on while what was lost is made anew, too.
+                await self._probe(time.monotonic(), bound_s)
+        finally:
+            await lifting
         lifted = self.scene.lifted_at or time.monotonic()
+        if time.monotonic() >= lifted + bound_s:
+            raise TimeoutError(f"{time.monotonic() - lifted:.1f} s from the lift until phones had begun anew")
         again_s = await self._probe(lifted, bound_s)
         if kind.clock == "after":
             outcome.recovery_s = again_s
         else:
             outcome.after_lift_s = again_s
 
-    async def _settle(self) -> None:
-        """Wait until every phone is here and has all that was accepted; then end those alerts."""
+    async def _rest(self) -> None:
+        """Wait until every phone is here and has all that was accepted, as long as that may take."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_S * self._patience):
                 while self.judge.missing() or not self._is_all_here():  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
+
+    async def _settle(self) -> None:
+        """Judge what was accepted, once there was time for it; then end those alerts."""
+        await self._rest()
         ended = self.judge.open_alerts()
         self.judge.settle()
-        await self.raiser.stand_down(ended)
+        async with asyncio.timeout(END_S * self._patience):
+            await self.raiser.stand_down(ended)
 
 
 # --- the plan -----------------------------------------------------------------------------------------------
@@ -324,7 +358,10 @@ def total(verdicts: Sequence[Verdict]) -> dict[str, int]:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Run the campaign; returns the exit status."""
     lacking = lacking_here()
-    chosen = [kind for kind in KINDS if not arguments.only or arguments.only.lower() in kind.name.lower()]
+    wanted_kind = arguments.only.lower()
+    # A whole name means that kind, and not those whose names hold it too.
+    chosen = [kind for kind in KINDS if kind.name.lower() == wanted_kind]
+    chosen = chosen or [kind for kind in KINDS if wanted_kind in kind.name.lower()]
     kinds, refused = possible(chosen, lacking)
     seeds = [int(word) for word in arguments.seeds.split(",")][: 1 if arguments.short else None]
     stands = [stand for stand in STANDS if arguments.stand in (None, stand) and any(k.stand == stand for k in kinds)]
@@ -340,7 +377,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     verdicts: list[Verdict] = []
     told: list[str] = []
     seen: Counter[str] = Counter()
-    accepted = events = failed = 0
+    accepted = events = failed = unjudged = unanswered = 0
     is_interrupted = False
     began = time.monotonic()
     with Progress(console=console) as progress, wired() as (wire, prefix, address):
@@ -363,7 +400,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 )
                 try:
                     asyncio.run(campaign.run(planned, progress, task))
-                except KeyboardInterrupt:
+                except (KeyboardInterrupt, asyncio.CancelledError):
                     is_interrupted = True
                 except Exception:
                     # What was seen until here still counts; the plan is not fulfilled.
@@ -373,6 +410,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 told += [f"seed {seed}, {stand_name}: {each}" for each in campaign.judge.told]
                 seen += campaign.judge.seen
                 accepted += campaign.judge.accepted_count
+                unjudged += campaign.judge.unsettled_count
+                unanswered += campaign.raiser.caller.unanswered
                 events += campaign.judge.events
                 failed += campaign.raiser.failed
     by_kind: defaultdict[tuple[str, str], list[Outcome]] = defaultdict(list)
@@ -393,6 +432,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         f"accepted alerts lost {numbers['lost']}, silent gaps {numbers['silent_gaps']}, "
         f"order violations {numbers['order']}, duplicates on screen {numbers['duplicates']}"
     )
+    if unjudged:
+        console.print(f"{unjudged} of the accepted alerts were not judged: the run ended while a fault lasted")
+    if unanswered:
+        console.print(f"{unanswered} commands had no answer on a line that lived, and were sent again")
     for line in told:
         console.print(line, markup=False)
     problems = [each for each in outcomes if each.problem]
@@ -408,6 +451,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             "run": len(outcomes),
             "recovered": well,
             "accepted": accepted,
+            "not_judged": unjudged,
+            "unanswered_commands": unanswered,
             "events": events,
             "refused_attempts": failed,
             "verdict": numbers,
@@ -431,14 +476,17 @@ def main() -> int:
     parser.add_argument("--seeds", default="1,2,3,4,5", help="comma-separated")
     parser.add_argument("--faults", type=int, default=500, help="of all seeds and stands together")
     parser.add_argument("--short", action="store_true", help="the first seed, every kind once")
-    parser.add_argument("--only", default="", help="part of a kind's name")
+    parser.add_argument("--only", default="", help="a kind's name, or a part of it")
     parser.add_argument("--stand", choices=STANDS, help="one of the two alone")
     parser.add_argument(
         "--patience", type=float, default=1.0, help="times every bound, on a machine that others use too"
     )
     parser.add_argument("--out", type=Path, default=OUT, help="where the figures go")
-    # What was seen until then is shown, and everything that was started is ended.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # What was seen until then is shown, and everything that was started is ended, in order: asyncio ends the campaign's
+    # own task at the first SIGINT. Raised anywhere else, KeyboardInterrupt would end all tasks at once, those that read
+    # the phones' reports among them, and what was not heard would pass for lost.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     return run(parser.parse_args(), Console())
 
 

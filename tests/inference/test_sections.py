@@ -309,11 +309,11 @@ def _walk(vocabulary: object, text: str, seed: int) -> tuple[str, set[int]]:
 
 
 def test_everything_the_grammar_accepts_is_a_complete_answer(vocabulary: object) -> None:
-    """60 random walks over two departments' catalogues: valid structure, catalogue ids only, no special token."""
+    """30 random walks over two departments' catalogues: valid structure, catalogue ids only, no special token."""
     departments = [("order_ct", "order_ct_head"), ()]
     departments += [tuple(ids) for ids in json.loads(_CATALOGUE.read_text("utf-8"))["departments"].values()]
     with_actions = 0
-    for seed in range(60):
+    for seed in range(30):
         actions = departments[seed % len(departments)]
         text, allowed = _walk(vocabulary, grammar(actions), seed)
         sections = parse(text, actions)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from protocols.errors import ErrorCode, error_text
 from tests.chat_client import ChatClient
 from tests.http_call import Answer, call
 from tests.server import Hospital
@@ -23,6 +24,12 @@ BODY: dict[str, Any] = {
     "priority": "critical",
     "requires_action": True,
     "patient_id": "7823",
+}
+REFUSAL = {
+    "code": "bad_request",
+    "message": error_text(ErrorCode.BAD_REQUEST, "en"),
+    "retryable": False,
+    "detail": None,
 }
 RESOURCE: dict[str, Any] = {
     "resourceType": "CommunicationRequest",
@@ -95,7 +102,9 @@ async def test_alert_by_http_reaches_the_phones_and_says_who_has_it(
         assert [(each["user_id"], each["answer"]) for each in told["people"]] == [("dr.vieira.surgery", "accept")]
     assert get(place, tokens(), raised["alert_id"]).status == 403
     assert get(place, place.token("other", "surgery", role="service"), raised["alert_id"]).status == 403
-    assert get(place, lab, "al-none").status == 404
+    unknown = get(place, lab, "al-none")
+    assert unknown.status == 404
+    assert unknown.json() == {**REFUSAL, "detail": "alert: not known"}
     await close_alert(place, surgeon, raised["alert_id"])
     log = place.up.log()
     assert raised["alert_id"] in log
@@ -156,12 +165,16 @@ async def test_communication_request_rings(place: Hospital, phone: Phone, lab: s
     for changes, issue in (
         ({"payload": []}, "required"),
         ({"status": "revoked"}, "business-rule"),
+        ({"status": ["active"]}, "business-rule"),
+        ({"recipient": {"reference": "Organization/surgery"}}, "structure"),
+        ({"recipient": [{"identifier": {"system": ["urn:chatd:role"], "value": "nurse"}}]}, "structure"),
         ({"about": [{"reference": "Patient/1044"}]}, "multiple-matches"),
         ({"recipient": [{"reference": "Device/1"}]}, "not-supported"),
         ({"recipient": [{"reference": "Organization/icu"}]}, "forbidden"),
         ({"identifier": []}, "required"),
     ):
         refused = post(place, lab, {**resource, **changes}, path=FHIR)
+        assert 400 <= refused.status < 500
         assert refused.json()["resourceType"] == "OperationOutcome"
         assert refused.json()["issue"][0]["code"] == issue
 

@@ -288,6 +288,65 @@ def test_foreground_probe_reconnects_after_two_seconds(page: Page) -> None:
     assert result == [["ping"], ["close", "line"], 100, []]
 
 
+def test_alerts_only_holds_what_is_no_alert_and_keeps_the_cursor(page: Page) -> None:
+    """Without the server's memory only alerts are sent; what waits for an answer goes on waiting, and is sent later."""
+    held, alert, hello, later = run(
+        page,
+        LIVE,
+        """const session = live();
+        session.submit(question("q-1"), 40);
+        session.received({ type: "accepted", client_msg_id: "q-1", response_id: "r-1" }, 50);
+        session.submit(question("q-2"), 55);
+        const back = () => {
+            session.closed(1006, 60); session.tick(60_000); session.setToken("t-1", 3600, 60_000);
+            return sent(session.opened(60_010));
+        };
+        back();
+        const only = welcome({ alerts_only: true, gap_reason: "too_far", alert_seq: 9 });
+        const held = sent(session.received(only, 60_020));
+        held.push(...sent(session.received({ type: "snapshot", open_responses: [], open_alerts: [] }, 60_030)));
+        held.push(...sent(session.submit(question("q-3"), 60_040)), ...sent(session.cancel("q-1")));
+        held.push(...sent(session.tick(60_050)));
+        const answer = { type: "alert_response", client_msg_id: "a-1", alert_id: "al-1", answer: "accept" };
+        const alert = sent(session.submit(answer, 60_060));
+        const hello = back();
+        const later = sent(session.received(welcome({ resumed: true, gap_reason: null, alert_seq: 9 }), 60_070));
+        return [held, alert, hello, later];""",
+    )
+    assert [frame["type"] for frame in held if frame["type"] != "ping"] == []
+    assert [frame["client_msg_id"] for frame in alert] == ["a-1"]
+    assert hello[0]["resume"] == {"epoch": "e-1", "seq": 4, "alert_seq": 9}
+    assert [(frame["type"], frame["client_msg_id"]) for frame in later] == [
+        ("user_message", "q-2"),
+        ("user_message", "q-3"),
+        ("alert_response", "a-1"),
+        ("cancel", "q-1"),
+    ]
+
+
+def test_alerts_only_snapshot_replaces_the_alerts_alone(page: Page) -> None:
+    """What the server cannot tell of now stays on the screen: the open patient, the running question, no divider."""
+    found = run(
+        page,
+        MODEL,
+        """const hello = { type: "welcome", resumed: false, gap_reason: "first", user: { user_id: "u" },
+            department: { id: "d" }, mode: "normal" };
+        const alert = (id) => ({ type: "system_notification", alert_id: id, content: id, priority: "low",
+            state: "delivering", alert_seq: 0 });
+        talk.apply(hello, 0);
+        talk.apply({ type: "snapshot", open_alerts: [alert("al-1")], active_patient: { patient_id: "p-1" } }, 0);
+        ask("q-1");
+        talk.apply({ type: "accepted", client_msg_id: "q-1", response_id: "r-q-1" }, 1);
+        talk.apply({ ...hello, alerts_only: true, gap_reason: "too_far" }, 2);
+        talk.apply({ type: "snapshot", open_alerts: [alert("al-2")], active_patient: null }, 2);
+        const shown = talk.book.list().map((one) => one.key);
+        const kept = [talk.alertsOnly, talk.patient.patient_id, [...talk.items.keys()], shown];
+        talk.apply({ ...hello, resumed: true, gap_reason: null }, 3);
+        return [...kept, talk.alertsOnly];""",
+    )
+    assert found == [True, "p-1", ["q-1"], ["al-2"], False]
+
+
 def test_goaway_is_obeyed(page: Page) -> None:
     """After a goaway nothing new is sent, the named time is kept, and a verdict to stay away stops the page."""
     result = run(

@@ -217,9 +217,6 @@ async def test_frozen_redis_is_told_and_survived(phone: Phone, place: Hospital) 
         status, body = await ready(place.url)
         assert (status, body["ready"], body["redis"]) == (503, False, False)
         assert (await asyncio.to_thread(call, place.url, "/health/live")).status == 200
-        late = phone()
-        with pytest.raises(Broken, match="4003"):
-            await late.connect()
     finally:
         os.kill(pid, signal.SIGCONT)
     answer = await answered_once(doctor, question)
@@ -228,6 +225,52 @@ async def test_frozen_redis_is_told_and_survived(phone: Phone, place: Hospital) 
     assert len(doctor.answers["m-1"]) == 1
     assert redis_pid(place) == pid
     await until_ready(place.url, ready=True)
+    assert_nothing_unexpected(place)
+
+
+async def test_phone_that_comes_while_redis_is_away_has_its_alerts(phone: Phone, place: Hospital) -> None:
+    """It is let in for its alerts alone, hears and answers them, and has its session again when Redis answers."""
+    doctor, newcomer = phone(), phone("nurse.reis")
+    await doctor.connect()
+    await doctor.ask(ASK, "7823", client_msg_id="m-1")
+    epoch, seq = doctor.epoch, doctor.seq
+    await doctor.cut()
+    pid = redis_pid(place)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        welcome = await doctor.connect()
+        assert (welcome["alerts_only"], welcome["resumed"], welcome["replay"]) == (True, True, 0)
+        assert (welcome["epoch"], welcome["seq"], welcome["department"]["name"]) == (epoch, seq, "Cardiology")
+        welcome = await newcomer.connect()
+        assert (welcome["alerts_only"], welcome["resumed"], welcome["gap_reason"]) == (True, False, "first")
+        assert (welcome["epoch"], welcome["seq"]) == ("", 0)
+        question = {"type": "user_message", "client_msg_id": "m-2", "content": ASK, "patient_id": "7823"}
+        await doctor.send(question)
+        refused = await doctor.until("error", client_msg_id="m-2")
+        assert (refused["code"], refused["retryable"]) == ("internal", True)
+        raising = {"to": {"department": "cardiology"}, "priority": "low", "content": "Bed 9", "requires_action": True}
+        await doctor.send({"type": "alert_raise", "client_msg_id": "r-1", **raising})
+        alert_id = (await doctor.until("accepted", client_msg_id="r-1"))["alert_id"]
+        notified = await newcomer.until("system_notification", alert_id=alert_id)
+        assert notified["content"] == "Bed 9"
+        answer = {"type": "alert_response", "alert_id": alert_id}
+        await newcomer.send({**answer, "client_msg_id": "r-2", "answer": "accept"})
+        await newcomer.until("accepted", client_msg_id="r-2")
+        await doctor.until("alert_update", alert_id=alert_id, event="accepted")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    for each in (doctor, newcomer):
+        assert await each.to_the_end() == 4000
+    welcome = await come_back(doctor)
+    assert (welcome["alerts_only"], welcome["resumed"], welcome["epoch"], welcome["seq"]) == (False, True, epoch, seq)
+    assert (await answered_once(doctor, question))["status"] == "completed"
+    assert [len(doctor.answers[each]) for each in ("m-1", "m-2")] == [1, 1]
+    welcome = await come_back(newcomer)
+    assert (welcome["alerts_only"], welcome["resumed"], welcome["gap_reason"]) == (False, False, "first")
+    assert newcomer.snapshot is not None
+    assert alert_id in [each["alert_id"] for each in newcomer.snapshot["open_alerts"]]
+    await newcomer.send({**answer, "client_msg_id": "r-3", "answer": "done"})
+    await newcomer.until("accepted", client_msg_id="r-3")
     assert_nothing_unexpected(place)
 
 
