@@ -163,6 +163,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     frames_per_second: int = 1_000
     commands_per_second: int = 200
     #: Connections of one person in one department with one kind of device; with one more, the oldest is closed.
+    #: Wall boards have more room: ``chatd.gateway.seats.BOARDS``.
     connections_per_user: int = 2
     #: Have freed memory overwritten, where the system's C library can; costs a few hundredths of the processor.
     wipe_memory: bool = True

@@ -44,10 +44,14 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hello(Frame, frozen=True, kw_only=True, tag="hello"):
-    """First frame of a ``chatd.v1`` client, within 5 s; ``token`` only where the header cannot be set."""
+    """First frame of a ``chatd.v1`` client, within 5 s; ``token`` only where the header cannot be set.
+
+    ``device_kind``: ``phone`` is whatever its owner carries, ``computer`` what stays where it is.
+    """
 
     token: Annotated[str, Meta(max_length=4096)] | None = None
     device_id: Id | None = None
+    device_kind: Literal["phone", "computer"] | None = None
     channel: Literal["app", "push", "board"] = "app"
     lang: Annotated[str, Meta(max_length=35)] = ""
     session_id: Id | None = None

@@ -112,6 +112,7 @@ class Connection:
         #: As presence is told of it, from when its token has been checked.
         self.here: Here | None = None
         self.device_id: str | None = None
+        self.device_kind: Literal["phone", "computer"] | None = None
         self.active_patient_id: str | None = None
         #: Durable frames up to here are the client's; None until the session is open.
         self.cursor: int | None = None
@@ -303,7 +304,7 @@ class Connection:
 
     async def _authorise(self, hello: Hello) -> None:
         self.lang = hello.lang
-        self.device_id = hello.device_id
+        self.device_id, self.device_kind = hello.device_id, hello.device_kind
         headers = self._websocket.headers.getlist("authorization")
         header = headers[0] if headers else ""
         scheme, _, token = header.partition(" ")

@@ -25,7 +25,7 @@ from chatd.faults import FaultPoints
 from chatd.gateway.gate import Gate
 from chatd.gateway.namesakes import Namesakes
 from chatd.gateway.pools import Pools
-from chatd.gateway.seats import Seats
+from chatd.gateway.seats import BOARDS, Seats
 from chatd.identity.register import DOORBELL as REGISTER_DOORBELL
 from chatd.inference.queue import JobQueue, QueueUnavailable
 from chatd.inference.watch import ModelWatch
@@ -127,7 +127,7 @@ class Node:
         self._doorbell = doorbell
         self._connections: set[Connection] = set()
         self._by_session: defaultdict[str, set[Connection]] = defaultdict(set)
-        self._seats: Seats[Connection] = Seats(settings.connections_per_user)
+        self._seats: Seats[Connection] = Seats()
         self.watch = watch
         self._queue = queue
         self._follower = follower
@@ -186,10 +186,15 @@ class Node:
     def seat(self, connection: Connection) -> None:
         """The connection's session is open; where its person holds too many of its kind, an older one is closed.
 
-        That one is not to come back by itself, or the two would close each other in turn.
+        That one is not to come back by itself, or the two would close each other in turn. Phones and computers are
+        counted apart: the one in the pocket is the one that an alert has to reach.
         """
-        place = (connection.user_id, connection.department, connection.channel)
-        going = self._seats.take(connection, place, connection.device_id)
+        kind, most = connection.device_kind, self.settings.connections_per_user
+        if connection.channel == "board":
+            # An account stands for many walls, and each of them is looked at.
+            kind, most = None, max(most, BOARDS)
+        place = (connection.user_id, connection.department, connection.channel, kind)
+        going = self._seats.take(connection, place, connection.device_id, most)
         if going is not None:
             going.close_soon(CloseCode.TOO_MANY_CONNECTIONS)
 

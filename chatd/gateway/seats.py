@@ -8,21 +8,23 @@ from typing import Generic, TypeVar
 
 Holder = TypeVar("Holder", bound=Hashable)
 
+#: Wall boards of a department that share an account: more than one has walls, and fewer than a script opens.
+BOARDS = 32
+
 
 class Seats(Generic[Holder]):
-    """Open connections by place (a person in a department with a kind of device), at most ``most`` in each.
+    """Open connections by place (a person in a department with a kind of device), a bounded number in each.
 
     Pure rules: who has to go is returned and not closed here.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self) -> None:
         #: In each place who came when, the first one first, with their device.
         self._places: defaultdict[Hashable, dict[Holder, str | None]] = defaultdict(dict)
         self._place_of: dict[Holder, Hashable] = {}
 
-    def take(self, holder: Holder, place: Hashable, device: str | None) -> Holder | None:
-        """Seat ``holder``; returns who has to go for it, None where there is room. Twice is the same as once.
+    def take(self, holder: Holder, place: Hashable, device: str | None, most: int) -> Holder | None:
+        """Seat ``holder`` where ``most`` may be; returns who has to go, None where there is room. Twice is as once.
 
         It is the oldest of the same device, if there is one: a phone that comes back by another way than it went is not
         to close somebody's other one. Else it is the oldest.
@@ -31,7 +33,7 @@ class Seats(Generic[Holder]):
             return None
         seated = self._places[place]
         going = None
-        if len(seated) >= self._most:
+        if len(seated) >= most:
             same = (one for one, theirs in seated.items() if device is not None and theirs == device)
             going = next(same, next(iter(seated)))
             self.leave(going)

@@ -20,6 +20,8 @@ export class Connection extends EventTarget {
       lang,
       channel,
       deviceId: Connection.makeId("d"),
+      // What a finger works is carried along, and is to be reached whatever else its owner has open.
+      deviceKind: matchMedia("(pointer: coarse)").matches ? "phone" : "computer",
       makeId: Connection.makeId,
     });
     this._url = url;

@@ -97,7 +97,7 @@ const bounded = (value, low, high, fallback) =>
  */
 export class ClientSession {
   /** `random` gives [0, 1); `makeId(prefix)` gives a fresh id. */
-  constructor({ deviceId, lang = "en", channel = "app", random = Math.random, makeId }) {
+  constructor({ deviceId, deviceKind, lang = "en", channel = "app", random = Math.random, makeId }) {
     this.phase = "idle";
     this.lang = lang;
     this.sessionId = null;
@@ -116,6 +116,7 @@ export class ClientSession {
     /** alert_id → {delivered, displayed}: receipts of open alerts, told again on each new line. */
     this._receipts = new Map();
     this._deviceId = deviceId;
+    this._deviceKind = deviceKind;
     this.channel = channel;
     this._random = random;
     this._makeId = makeId;
@@ -274,6 +275,7 @@ export class ClientSession {
       type: "hello",
       token: this._token,
       device_id: this._deviceId,
+      device_kind: this._deviceKind,
       channel: this.channel,
       lang: this.lang,
     };

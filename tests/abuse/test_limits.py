@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chatd.gateway import auth
+from chatd.gateway import auth, seats
 from chatd.gateway.limits import BURST_S, LineLimits
 from chatd.settings import Settings
 from protocols.codec import CodecLimits
@@ -28,6 +28,8 @@ def number_in_code(where: str) -> float | None:
         return float(getattr(settings, name.removeprefix("CHATD_").lower()))
     if name == "auth.MAX_TOKEN_BYTES":
         return auth.MAX_TOKEN_BYTES
+    if name == "seats.BOARDS":
+        return seats.BOARDS
     owner, _, field = name.partition(".")
     found = {"LineLimits": LineLimits(), "CodecLimits": CodecLimits()}.get(owner)
     return None if found is None else float(getattr(found, field))

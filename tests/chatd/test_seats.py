@@ -10,29 +10,29 @@ from chatd.gateway.seats import Seats
 
 def test_the_oldest_goes_for_the_third() -> None:
     """Two have room; the third takes the first one's seat, the fourth the second one's."""
-    seats = Seats[str](2)
-    assert [seats.take(one, "p", one) for one in "abcd"] == [None, None, "a", "b"]
+    seats = Seats[str]()
+    assert [seats.take(one, "p", one, 2) for one in "abcd"] == [None, None, "a", "b"]
 
 
 def test_the_same_device_goes_first() -> None:
     """A phone that comes back while its dead line is still open replaces that line and not the other device."""
-    seats = Seats[str](2)
-    seats.take("tablet", "p", "d-1")
-    seats.take("dead line", "p", "d-2")
-    assert seats.take("phone", "p", "d-2") == "dead line"
-    assert seats.take("unnamed", "p", None) == "tablet"
+    seats = Seats[str]()
+    seats.take("tablet", "p", "d-1", 2)
+    seats.take("dead line", "p", "d-2", 2)
+    assert seats.take("phone", "p", "d-2", 2) == "dead line"
+    assert seats.take("unnamed", "p", None, 2) == "tablet"
 
 
 def test_a_seat_that_was_left_is_free() -> None:
     """Who leaves makes room; who leaves twice, or never sat, changes nothing."""
-    seats = Seats[str](1)
-    seats.take("a", "p", None)
+    seats = Seats[str]()
+    seats.take("a", "p", None, 1)
     seats.leave("a")
     seats.leave("a")
     seats.leave("nobody")
-    assert seats.take("b", "p", None) is None
-    assert seats.take("b", "p", None) is None
-    assert seats.take("c", "p", None) == "b"
+    assert seats.take("b", "p", None, 1) is None
+    assert seats.take("b", "p", None, 1) is None
+    assert seats.take("c", "p", None, 1) == "b"
 
 
 @given(
@@ -41,13 +41,13 @@ def test_a_seat_that_was_left_is_free() -> None:
 )
 def test_no_place_holds_more(most: int, steps: list[tuple[bool, int, str, str | None]]) -> None:
     """Whoever comes and goes, no place has more than its seats, and only one of the same place goes for another."""
-    seats, seated = Seats[int](most), dict[int, str]()
+    seats, seated = Seats[int](), dict[int, str]()
     for comes, holder, place, device in steps:
         if not comes:
             seats.leave(holder)
             seated.pop(holder, None)
             continue
-        going = seats.take(holder, place, device)
+        going = seats.take(holder, place, device, most)
         if going is not None:
             assert going != holder
             assert seated.pop(going) == place

@@ -54,7 +54,7 @@ async (seed, steps) => {
   // --- the client ---
   let now = 1_000_000;
   let ids = 0;
-  const client = new ClientSession({ deviceId: "d-1", random, makeId: (prefix) => `${prefix}-${(ids += 1)}` });
+  const client = new ClientSession({ deviceId: "d-1", deviceKind: "phone", random, makeId: (prefix) => `${prefix}-${(ids += 1)}` });
   const submitted = []; // ids of questions in the order of asking
   const bodies = new Map();
   const firstSent = [];
@@ -135,6 +135,7 @@ async (seed, steps) => {
   const serverTakes = (frame) => {
     if (frame.type === "hello") {
       expect(typeof frame.token === "string", "hello without a token");
+      expect(frame.device_kind === "phone", "hello that does not say what it comes from");
       const resume = frame.resume;
       const resumed = Boolean(resume) && resume.epoch === server.epoch && resume.seq <= server.log.length && random() > 0.1;
       socket.greeted = true;

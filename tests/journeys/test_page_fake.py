@@ -307,6 +307,13 @@ def test_lost_line_resumes_without_loss_or_repeat(open_page: Open, fake: FakeCha
     assert len({one.client_msg_id for one in fake.of(f.UserMessage)}) == len(fake.of(f.UserMessage)) == 2
 
 
+@pytest.mark.parametrize(("has_touch", "kind"), [(True, "phone"), (False, "computer")])
+def test_page_says_whether_it_is_carried(open_page: Open, fake: FakeChatd, has_touch: bool, kind: str) -> None:
+    """What a finger works is a phone, whose place no computer of the same person takes."""
+    sign_in(open_page(has_touch=has_touch, is_mobile=has_touch))
+    assert [hello.device_kind for hello in fake.of(f.Hello)] == [kind]
+
+
 def test_lost_session_sends_the_unanswered_question_again(open_page: Open, fake: FakeChatd) -> None:
     """A server without memory gets the accepted question again under its id, and the reader is told."""
     page = open_page()

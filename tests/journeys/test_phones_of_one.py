@@ -65,21 +65,37 @@ async def is_alive(peer: Peer) -> bool:
 async def test_the_third_phone_closes_the_first(place: Hospital, ward: Ward) -> None:
     """The oldest hears goaway and 4505, which means not to come back; the two newer ones and all others stay."""
     before = closes(place).get("4505", 0)
-    first = await ward.phone(device_id="d-1")
+    first = await ward.phone(device_id="d-1", device_kind="phone")
     others = [
         await ward.phone(channel="push"),
         await ward.phone(channel="board"),
         await ward.phone(department="emergency"),
         await ward.phone("dr.other"),
-        await ward.phone(device_id="d-2"),
+        await ward.phone(device_kind="computer"),
+        await ward.phone(),
+        await ward.phone(device_id="d-2", device_kind="phone"),
     ]
     assert await is_alive(first)
-    third = await ward.phone(device_id="d-3")
+    third = await ward.phone(device_id="d-3", device_kind="phone")
     goaway = await first.until("goaway")
     assert (goaway["code"], goaway["reconnect"]) == (4505, False)
     assert await first.code() == 4505
-    assert [await is_alive(one) for one in (*others, third)] == [True] * 6
+    assert [await is_alive(one) for one in (*others, third)] == [True] * 8
     assert closes(place)["4505"] == before + 1
+
+
+async def test_computers_close_no_phone(ward: Ward) -> None:
+    """However many of them their owner opens: the oldest of them goes, and the phone in the pocket stays."""
+    carried = await ward.phone("dr.desk", device_kind="phone")
+    desks = [await ward.phone("dr.desk", device_kind="computer") for _ in range(3)]
+    assert await desks[0].code() == 4505
+    assert [await is_alive(one) for one in (carried, *desks[1:])] == [True] * 3
+
+
+async def test_walls_of_one_account_all_stay(ward: Ward) -> None:
+    """A department's boards share an account, and none of them goes for another one."""
+    walls = [await ward.phone("dr.walls", channel="board", device_id=f"wall-{n}") for n in range(5)]
+    assert [await is_alive(one) for one in walls] == [True] * 5
 
 
 async def test_a_phone_that_comes_back_replaces_its_own_dead_line(ward: Ward) -> None:
