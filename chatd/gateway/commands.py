@@ -408,11 +408,11 @@ async def _append(
     patient_id: str | bool | None = False,
 ) -> None:
     node, key = connection.node, _key(connection)
-    seq, new = await node.sessions.append(
+    seq, new, epoch = await node.sessions.append(
         key, connection.epoch, event_id, frame, patient_id=patient_id, acted_ms=epoch_ms(node.clock.now())
     )
     if new:
-        node.ring(key, connection.epoch, seq, frame)
+        node.ring(key, epoch, seq, frame)
         return
     await _repeat(connection, event_id)
     connection.send(Accepted(client_msg_id=client_msg_id, duplicate=True))

@@ -87,8 +87,9 @@ class Closing(Exception):
 class Connection:
     """One phone's connection, from handshake to close.
 
-    ``key`` and ``epoch`` name its session once it is open. ``ring`` and ``close_soon`` may be called from
-    anywhere on the event loop and never wait.
+    ``key`` and ``epoch`` name its session once it is open; the phone knows the epoch as ``session.epoch``, which stays
+    as it was told where the session has gone on to another and nothing was lost. ``ring`` and ``close_soon`` may be
+    called from anywhere on the event loop and never wait.
     """
 
     def __init__(self, websocket: WebSocket, node: Node) -> None:
@@ -476,7 +477,7 @@ class Connection:
 
     def send_event(self, seq: int, stored: bytes, *, again: bool = False) -> None:
         """Queue a durable frame of the log; ``again`` for one that is asked for a second time and moves no cursor."""
-        frame = codec.decode_server(codec.with_position(stored, self.epoch, seq))
+        frame = codec.decode_server(codec.with_position(stored, self.session.epoch, seq))
         if isinstance(frame, AiResponse):
             # The answer replaces its text: what still waits of it must not follow.
             self._outbox.drop_deltas(frame.response_id)
@@ -599,6 +600,13 @@ class Connection:
                 self.send_event(seq, frame)
             else:
                 self._catch_up_soon()
+
+    def go_on(self, epoch: str, *, holds_to: int) -> None:
+        """The log counts in another epoch now; a phone with an event beyond what both mean alike begins anew."""
+        if self.cursor is None or self.cursor > holds_to:
+            self.close_soon(CloseCode.INSUFFICIENT_STATE)
+        else:
+            self.epoch = epoch
 
     def _catch_up_soon(self) -> None:
         self._behind = True

@@ -34,7 +34,15 @@ from chatd.logs import error_name
 from chatd.readiness import NodeChecks
 from chatd.replies.following import Follower
 from chatd.replies.runs import Run, Runs
-from chatd.replies.sessions import DOORBELL, Opened, Request, SessionLost, Sessions, SessionsUnavailable
+from chatd.replies.sessions import (
+    DOORBELL,
+    Opened,
+    Request,
+    SessionLost,
+    Sessions,
+    SessionsUnavailable,
+    same_session,
+)
 from chatd.settings import Settings
 from context import memo
 from context.layers import DepartmentLayer
@@ -238,9 +246,11 @@ class Node:
     def ring(self, key: str, epoch: str, seq: int, frame: bytes | None = None) -> None:
         """Tell this node's phones of a session that its log of this epoch has grown to ``seq``."""
         for connection in self.phones_of(key):
-            # One that still stands in a lost epoch counts other events; the sweep closes it.
+            # One that still stands in another epoch counts other events; the sweep moves it on or closes it.
             if connection.epoch == epoch:
                 connection.ring(seq, frame)
+            elif same_session(connection.epoch, epoch):
+                self._may_have_missed = True
 
     def knows_departments(self, departments: Sequence[DepartmentLayer]) -> None:
         """What the installation's own files say, until Redis has said it."""
@@ -545,8 +555,13 @@ class Node:
                     if connection.epoch == epoch:
                         connection.close_soon(CloseCode.INSUFFICIENT_STATE)
                 continue
-            self.adopt(key, epoch, found.adopted)
-            self.ring(key, epoch, found.seq)
+            if found.epoch != epoch:
+                # Redis continues another history; what its old primary took last may be missing in it.
+                for connection in self.phones_of(key):
+                    if connection.epoch == epoch:
+                        connection.go_on(found.epoch, holds_to=found.holds_to)
+            self.adopt(key, found.epoch, found.adopted)
+            self.ring(key, found.epoch, found.seq)
 
     async def _forget(self) -> None:
         while True:
@@ -588,9 +603,9 @@ class Node:
                 continue
             frame = msgspec.json.encode(update)
             with contextlib.suppress(SessionLost):
-                seq, new = await self.sessions.append(key, epoch, f"action:{update.action_id}:expired", frame)
+                seq, new, now = await self.sessions.append(key, epoch, f"action:{update.action_id}:expired", frame)
                 if new:
-                    self.ring(key, epoch, seq, frame)
+                    self.ring(key, now, seq, frame)
 
     def adopt(self, key: str, epoch: str, runs: tuple[tuple[str, bytes], ...]) -> None:
         """Go on with runs whose node has stopped renewing their lease."""

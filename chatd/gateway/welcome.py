@@ -83,9 +83,10 @@ async def welcome(connection: Connection, hello: Hello) -> int:
             node.joined(connection, key)
     connection.join_alerts()
     alerts = await _alerts(connection, hello)
+    epoch = opened.told_as(resume)
     plan = resume_plan(
         resume,
-        epoch=opened.epoch,
+        epoch=epoch,
         first_seq=opened.first_seq,
         last_seq=opened.seq,
         known=opened.existed or (resume is not None and opened.was_lost(resume.epoch)),
@@ -95,6 +96,7 @@ async def welcome(connection: Connection, hello: Hello) -> int:
     # After the position was found: an alert raised in between comes twice, and one is never in neither.
     open_alerts = None if plan.resumed else await _open_alerts(connection, alerts)
     if not plan.resumed:
+        epoch = opened.epoch
         # Without the open alerts it stands before all of them: it must not come back as one that has shown them.
         last_seq = 0 if open_alerts is None else alerts.last_seq
         alerts = AlertPlan(after=last_seq, last_seq=last_seq, is_away=open_alerts is None)
@@ -103,7 +105,7 @@ async def welcome(connection: Connection, hello: Hello) -> int:
     # What a client that resumed says it holds is never sent to it again; one that begins anew may ask for it.
     connection.repeats_up_to = 0 if plan.resumed else resume_from
     connection.session.opened(
-        opened.epoch, resume_from, alerts.after, now_ms=node.clock.monotonic_ms(), idle_ms=opened.idle_ms
+        epoch, resume_from, alerts.after, now_ms=node.clock.monotonic_ms(), idle_ms=opened.idle_ms
     )
     if connection.compat:
         for notification in open_alerts or ():
@@ -111,7 +113,7 @@ async def welcome(connection: Connection, hello: Hello) -> int:
         return resume_from
     presence = await _own_presence(connection)
     connection.mode_told = node.mode_now
-    connection.send(_welcome(connection, opened, department, plan, alerts, presence))
+    connection.send(_welcome(connection, opened, epoch, department, plan, alerts, presence))
     if not plan.resumed:
         # Of a session that nobody has had before there is nothing to tell, and of one that cannot be asked for nothing
         # is known.
@@ -172,6 +174,7 @@ async def _own_presence(connection: Connection) -> OwnPresence | None:
 def _welcome(
     connection: Connection,
     opened: Opened,
+    epoch: str,
     department: DepartmentLayer,
     plan: ResumePlan,
     alerts: AlertPlan,
@@ -186,7 +189,7 @@ def _welcome(
         connection_id=connection.connection_id,
         session_id=connection.session_id,
         server_time=iso_ms(now),
-        epoch=opened.epoch,
+        epoch=epoch,
         seq=opened.seq,
         alert_seq=alerts.last_seq,
         resumed=plan.resumed,

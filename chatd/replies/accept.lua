@@ -6,7 +6,7 @@
 --        | {'duplicate' or 'accepted', response_id, remaining, reset_ms}.
 local session, open, rate = KEYS[1], KEYS[2], KEYS[3]
 local now, window, limit = tonumber(ARGV[7]), tonumber(ARGV[11]), tonumber(ARGV[10])
-if redis.call('HGET', session, 'epoch') ~= ARGV[1] then
+if not epoch_of(session, ARGV[1]) then
   return {'lost'}
 end
 redis.call('ZREMRANGEBYSCORE', rate, '-inf', now - window)

@@ -4,14 +4,15 @@
 --       most events kept, ttl_ms, doorbell channel, session key, sealed active patient ('' keeps, '-' clears),
 --       now_ms when a person's command made the event ('' otherwise), the appending node,
 --       then pairs of proposal id and sealed proposal.
--- Returns: {'lost'} | {'fenced'} | {'again', seq} | {'appended', seq}.
+-- Returns: {'lost'} | {'fenced'} | {'again', seq, epoch now} | {'appended', seq, epoch now}.
 local session, log, open, proposals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-if redis.call('HGET', session, 'epoch') ~= ARGV[1] then
+local epoch = epoch_of(session, ARGV[1])
+if not epoch then
   return {'lost'}
 end
 local again = redis.call('HGET', session, 'o:' .. ARGV[2])
 if again then
-  return {'again', tonumber(again)}
+  return {'again', tonumber(again), epoch}
 end
 if ARGV[4] ~= '' and redis.call('HGET', session, 'w:' .. ARGV[5]) ~= ARGV[4] then
   return {'fenced'}
@@ -37,5 +38,5 @@ end
 for _, key in ipairs({session, log, open, proposals}) do
   redis.call('PEXPIRE', key, ARGV[8])
 end
-redis.call('PUBLISH', ARGV[9], ARGV[10] .. ' ' .. ARGV[1] .. ' ' .. seq .. ' ' .. ARGV[13])
-return {'appended', seq}
+redis.call('PUBLISH', ARGV[9], ARGV[10] .. ' ' .. epoch .. ' ' .. seq .. ' ' .. ARGV[13])
+return {'appended', seq, epoch}

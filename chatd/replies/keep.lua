@@ -3,13 +3,22 @@
 -- over by a command whose reply got lost; it is not renewed, so it lapses and is taken like any other.
 -- KEYS: session hash, log stream, open responses, proposals hash.
 -- ARGV: epoch, owner, now_ms, lease_ms, ttl_ms, 1 to take over lapsed runs, then the response_ids it is working on.
--- Returns: {'lost'} | {'kept', last seq, response_id, sealed request, ...} with the runs just taken over.
+-- Returns: {'lost'} | {'kept', last seq, epoch now, last seq of the asked epoch that still holds (-1: not known),
+--          response_id, sealed request, ...} with the runs just taken over.
 local session, open = KEYS[1], KEYS[3]
-if redis.call('HGET', session, 'epoch') ~= ARGV[1] then
+local epoch = epoch_of(session, ARGV[1])
+if not epoch then
   return {'lost'}
 end
 local now = tonumber(ARGV[3])
-local reply = {'kept', tonumber(redis.call('HGET', session, 'seq'))}
+local found = redis.call('HMGET', session, 'seq', 'former', 'cut')
+local seq, cut = tonumber(found[1]), -1
+if epoch == ARGV[1] then
+  cut = seq
+elseif found[2] == ARGV[1] then
+  cut = tonumber(found[3])
+end
+local reply = {'kept', seq, epoch, cut}
 local working = {}
 for i = 7, #ARGV do
   working[ARGV[i]] = true

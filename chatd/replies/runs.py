@@ -377,7 +377,7 @@ class Runs:
     ) -> tuple[int, bool]:
         """End the run with its one answer; returns the answer's ``seq`` and whether it is this one."""
         request = run.request
-        seq, new = await self._sessions.append(
+        seq, new, epoch = await self._sessions.append(
             run.key,
             run.epoch,
             f"final:{run.response_id}",
@@ -401,15 +401,15 @@ class Runs:
             self.on_answered(run, answer)
             self._faults.reached("answer")
             if self.on_appended is not None:
-                self.on_appended(run.key, run.epoch, seq, encoded)
+                self.on_appended(run.key, epoch, seq, encoded)
         return seq, new
 
     async def _append(self, run: Run, event_id: str, frame: bytes) -> None:
-        seq, new = await self._sessions.append(
+        seq, new, epoch = await self._sessions.append(
             run.key, run.epoch, event_id, frame, response_id=run.response_id, owner=self._node_id
         )
         if new and self.on_appended is not None:
-            self.on_appended(run.key, run.epoch, seq, frame)
+            self.on_appended(run.key, epoch, seq, frame)
 
     async def _fail(self, run: Run, code: ErrorCode = ErrorCode.INTERNAL) -> None:
         answer = failed(

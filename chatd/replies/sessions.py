@@ -4,6 +4,11 @@ Four keys a session, all under the user's hash tag so that each script touches o
 the session hash (epoch, last seq, accepted ids, leased runs, sequence number of each event), the log (a stream
 whose entry ids are the sequence numbers), the open responses, and the proposals of quick actions.
 Each script is atomic and may be sent twice: that makes a resend and a take-over the same as doing it once.
+
+A replica of Redis lags behind its primary, so what was written last is lost where it is promoted, and those sequence
+numbers are given to other events. Each script therefore notices that the writes continue another history
+(history.lua) and gives the session another epoch first. Whoever writes may name any epoch of the session; whoever reads
+or counts names the one it counts in, and goes on only if nothing that it holds was lost.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib import resources
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -24,6 +29,7 @@ from redis.exceptions import RedisError
 from chatd import metrics
 from context.seal import Sealer
 from protocols.errors import ChatdError
+from protocols.frames import Resume
 
 #: One channel for all sessions: a gateway ignores the keys it has no phone for. 66 rings a second for
 #: 200 doctors at the highest rate is nothing beside a subscription per session.
@@ -59,7 +65,8 @@ def _answering() -> Iterator[None]:
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
     """A session as found or made: ``existed`` False means that this call made it. ``idle_ms``: how long no person
     has acted in it, on whatever connection. ``first_seq``: the oldest event still in the log, the next one's when
-    there is none. ``asked``: questions of the user within the last minute."""
+    there is none. ``asked``: questions of the user within the last minute. ``former``: the epoch before this history of
+    Redis ('' where there was none), which up to ``former_seq`` means the same events."""
 
     key: str
     epoch: str
@@ -70,6 +77,13 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     first_seq: int
     asked: int
     patient_id: str | None
+    former: str = ""
+    former_seq: int = 0
+
+    def told_as(self, resume: Resume | None) -> str:
+        """The epoch under which a client is told this log: the one it knows, where nothing of that was lost."""
+        knows_former = resume is not None and resume.epoch == self.former and resume.seq <= self.former_seq
+        return self.former if self.former and knows_former else self.epoch
 
     def was_lost(self, epoch: str) -> bool:
         """Whether ``epoch`` belongs to a memory that Redis has lost since."""
@@ -93,10 +107,22 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     frame: bytes
 
 
-class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """The session's last ``seq`` and the runs that this node has just taken over, as (response_id, request)."""
+class Placed(NamedTuple):
+    """Where an event stands, whether this call put it there, and the epoch that its ``seq`` counts in."""
 
     seq: int
+    is_new: bool
+    epoch: str
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """The session's last ``seq`` in its ``epoch`` now, and the runs just taken over, as (response_id, request).
+
+    ``holds_to``: what the epoch that was asked for means in this one too; -1: nothing that is known."""
+
+    seq: int
+    epoch: str
+    holds_to: int
     adopted: tuple[tuple[str, bytes], ...]
 
 
@@ -122,8 +148,9 @@ class Sessions:
         self._node_id = node_id
         self._ttl_ms = ttl_ms
         self._max_events = max_events
+        history = resources.files(__package__).joinpath("history.lua").read_text()
         self._scripts = {
-            name: redis.register_script(resources.files(__package__).joinpath(f"{name}.lua").read_text())
+            name: redis.register_script(history + resources.files(__package__).joinpath(f"{name}.lua").read_text())
             for name in ("open", "accept", "append", "keep")
         }
 
@@ -167,6 +194,8 @@ class Sessions:
             idle_ms=max(0, now_ms - int(found[5])),
             first_seq=int(found[6]) or int(found[2]) + 1,
             asked=int(found[7]),
+            former=found[8].decode(),
+            former_seq=int(found[9]),
         )
 
     def _seal(self, key: str, what: str, content: bytes) -> bytes:
@@ -196,7 +225,7 @@ class Sessions:
             body: what must be equal in a resend; a known id with another body is a conflict.
             request: what another gateway needs to answer it; sealed here.
         Raises:
-            SessionLost: the epoch is not the session's any more.
+            SessionLost: the epoch is not this session's.
         """
         keys = self._keys(key)
         reply = await self._run(
@@ -240,7 +269,7 @@ class Sessions:
         patient_id: str | bool | None = False,
         acted_ms: int | None = None,
         proposals: Iterable[tuple[str, bytes]] = (),
-    ) -> tuple[int, bool]:
+    ) -> Placed:
         """Append a durable frame (encoded without position) and ring the doorbell.
 
         Args:
@@ -248,8 +277,6 @@ class Sessions:
             owner: with ``response_id``, the node that must hold the run's lease.
             patient_id: the session's active patient from now on; False leaves it.
             acted_ms: when, if a person's command made the event.
-        Returns:
-            Its ``seq`` and whether this call appended it.
         Raises:
             SessionLost, Fenced.
         """
@@ -279,7 +306,7 @@ class Sessions:
             raise SessionLost
         if outcome == "fenced":
             raise Fenced
-        return int(reply[1]), outcome == "appended"
+        return Placed(int(reply[1]), outcome == "appended", reply[2].decode())
 
     async def keep(
         self,
@@ -298,15 +325,18 @@ class Sessions:
             working: response ids by (key, epoch). A run of this owner's that is not among them is left to lapse.
             take_over: False on a node that is going away.
         Returns:
-            By (key, epoch): Kept, or None where the session or its epoch is lost.
+            By (key, epoch): Kept, or None where the session is lost. Its ``epoch`` may be a later one of the session.
         """
-        working = working or {}
+        # A run keeps the epoch it began in, and its session's phones may have gone on to another.
+        runs: dict[tuple[str, str], list[str]] = {}
+        for (key, epoch), response_ids in (working or {}).items():
+            runs.setdefault((key, _base(epoch)), []).extend(response_ids)
         script = self._scripts["keep"]
         with _answering():
             async with self._redis.pipeline(transaction=False) as pipe:
                 for key, epoch in wanted:
                     args: list[Any] = [epoch, owner, now_ms, lease_ms, self._ttl_ms, int(take_over)]
-                    args += working.get((key, epoch), ())
+                    args += runs.get((key, _base(epoch)), ())
                     await script(keys=self._keys(key), args=args, client=pipe)
                 replies = await pipe.execute()
         kept: dict[tuple[str, str], Kept | None] = {}
@@ -316,10 +346,12 @@ class Sessions:
                 continue
             pairs = [
                 (reply[i].decode(), self._open_sealed(key, f"q:{reply[i].decode()}", reply[i + 1]))
-                for i in range(2, len(reply), 2)
+                for i in range(4, len(reply), 2)
                 if reply[i + 1]
             ]
-            kept[key, epoch] = Kept(seq=int(reply[1]), adopted=tuple(pairs))
+            kept[key, epoch] = Kept(
+                seq=int(reply[1]), epoch=reply[2].decode(), holds_to=int(reply[3]), adopted=tuple(pairs)
+            )
         return kept
 
     async def read(self, key: str, epoch: str, after: int, *, limit: int | None = None) -> list[Event]:
@@ -393,6 +425,16 @@ class Sessions:
         """Remove everything of the session; twice does no harm."""
         with _answering():
             await self._redis.delete(*self._keys(key))
+
+
+def _base(epoch: str) -> str:
+    """What all epochs of a session have in common."""
+    return epoch.partition(".")[0]
+
+
+def same_session(epoch: str, other: str) -> bool:
+    """Whether two epochs of one key are of one session, which has gone on under the later of them."""
+    return _base(epoch) == _base(other)
 
 
 def response_id_of(key: str, epoch: str, client_msg_id: str) -> str:

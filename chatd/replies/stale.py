@@ -49,7 +49,7 @@ class Rest(msgspec.Struct, frozen=True, kw_only=True):
 class SessionLog(Protocol):
     """What is needed of ``chatd.replies.sessions.Sessions``."""
 
-    async def append(self, key: str, epoch: str, event_id: str, frame: bytes) -> tuple[int, bool]: ...
+    async def append(self, key: str, epoch: str, event_id: str, frame: bytes) -> tuple[int, bool, str]: ...
 
 
 def rest_of(facts: Facts, patient: PatientLayer, *, key: str, epoch: str, now: datetime) -> Rest:
@@ -149,7 +149,7 @@ class Rests:
                 continue
             frame = msgspec.json.encode(Stale(response_id=rest.response_id, cause=cause))
             try:
-                _, is_new = await sessions.append(rest.key, rest.epoch, f"stale:{rest.response_id}", frame)
+                _, is_new, _ = await sessions.append(rest.key, rest.epoch, f"stale:{rest.response_id}", frame)
                 told += is_new
             except SessionLost:
                 pass

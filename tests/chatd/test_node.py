@@ -11,7 +11,7 @@ import pytest
 
 from chatd.gateway import node as node_module
 from chatd.gateway.node import Node, TurnNotReached
-from chatd.replies.sessions import SessionsUnavailable
+from chatd.replies.sessions import Kept, SessionsUnavailable
 from chatd.settings import Settings
 from context.store import ContextNotLoaded, DepartmentUnknown, StoreUnavailable
 from protocols.errors import CloseCode
@@ -52,6 +52,7 @@ class Sessions:
         self.asked: list[set[str]] = []
         self.opened: list[str] = []
         self.is_away = self.is_stuck = False
+        self.kept: dict[tuple[str, str], Kept | None] = {}
 
     async def open(self, key: str, *, now_ms: int) -> str:
         self.opened.append(key)
@@ -63,7 +64,7 @@ class Sessions:
 
     async def keep(self, wanted: Sequence[tuple[str, str]], **_: Any) -> dict[tuple[str, str], Any]:
         self.asked.append({key for key, _ in wanted})
-        return {}
+        return {each: self.kept[each] for each in wanted if each in self.kept}
 
 
 class Phone:
@@ -80,6 +81,15 @@ class Phone:
         self.is_broken = False
         self.is_alerts_only = False
         self.recalled: list[float] = []
+        self.rung: list[int] = []
+        self.gone_on: list[tuple[str, int]] = []
+
+    def ring(self, seq: int, frame: bytes | None = None) -> None:
+        self.rung.append(seq)
+
+    def go_on(self, epoch: str, *, holds_to: int) -> None:
+        self.gone_on.append((epoch, holds_to))
+        self.epoch = epoch
 
     def recall(self, after_s: float) -> None:
         self.recalled.append(after_s)
@@ -162,6 +172,25 @@ async def test_sweep_asks_for_those_at_rest_in_turn_and_for_the_others_each_time
     resting = [key for each in asked for key in sorted(each) if key != "busy"]
     assert sorted(resting) == sorted(f"rest-{number}" for number in range(20))
     assert max(len(each) for each in asked) == 5
+
+
+async def test_sweep_moves_phones_on_where_redis_continues_another_history(gateway: Gateway) -> None:
+    """A phone of the former epoch is told which one counts now and how far the log is; a ring asks for a sweep."""
+    phone = Phone("k-1")
+    gateway.node.opened(cast(Any, phone))
+    gateway.node.joined(cast(Any, phone), "k-1")
+    phone.epoch = "e-1.aa"
+    gateway.node.ring("k-1", "e-2.bb", 4)
+    assert phone.rung == []
+    gateway.node.ring("k-1", "e-1.bb", 4)
+    assert phone.rung == []
+    gateway.sessions.kept["k-1", "e-1.aa"] = Kept(seq=4, epoch="e-1.bb", holds_to=3, adopted=())
+    await gateway.node.sweep()
+    assert phone.gone_on == [("e-1.bb", 3)]
+    assert phone.rung == [4]
+    gateway.node.ring("k-1", "e-1.bb", 5)
+    assert phone.rung == [4, 5]
+    assert phone.closed == []
 
 
 async def test_opening_lets_sixteen_in_at_a_time(gateway: Gateway) -> None:

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from chatd.replies.sessions import Fenced, SessionLost, Sessions, response_id_of, session_key
 from context.seal import KeyRing, Sealer
+from protocols.frames import Resume
 
 KEY = session_key("dr.santos.cardio", "cardiology", "sess_1")
 LEASE_MS = 3000
@@ -104,9 +105,9 @@ async def test_accept_lost_epoch_raises(sessions: Sessions, redis: Redis) -> Non
 async def test_append_same_event_once(sessions: Sessions) -> None:
     """Appending an event again gives its first seq and adds nothing."""
     epoch = (await sessions.open(KEY, now_ms=0)).epoch
-    assert await sessions.append(KEY, epoch, "context:1", b"a") == (1, True)
-    assert await sessions.append(KEY, epoch, "context:1", b"b") == (1, False)
-    assert await sessions.append(KEY, epoch, "context:2", b"c") == (2, True)
+    assert await sessions.append(KEY, epoch, "context:1", b"a") == (1, True, epoch)
+    assert await sessions.append(KEY, epoch, "context:1", b"b") == (1, False, epoch)
+    assert await sessions.append(KEY, epoch, "context:2", b"c") == (2, True, epoch)
     assert [(e.seq, e.frame) for e in await sessions.read(KEY, epoch, 0)] == [(1, b"a"), (2, b"c")]
 
 
@@ -119,10 +120,10 @@ async def test_append_by_a_node_that_lost_the_run_is_fenced(sessions: Sessions) 
     assert kept[KEY, epoch].adopted == ((response_id, b"request m1"),)
     with pytest.raises(Fenced):
         await sessions.append(KEY, epoch, f"facts:{response_id}", b"f", response_id=response_id, owner="n1")
-    seq, new = await sessions.append(
+    placed = await sessions.append(
         KEY, epoch, f"final:{response_id}", b"f", response_id=response_id, owner="n2", ends_run=True
     )
-    assert (seq, new) == (1, True)
+    assert placed == (1, True, epoch)
     assert await sessions.open_requests(KEY) == []
 
 
@@ -177,6 +178,94 @@ async def test_keep_and_read_tell_epochs_of_one_session_apart(sessions: Sessions
         await sessions.read(KEY, lost, 0)
 
 
+async def _held(redis: Redis) -> dict[bytes | str, bytes]:
+    """All that a replica has by now."""
+    return {key: await redis.dump(key) or b"" for key in await redis.keys("*")}
+
+
+async def _promote(redis: Redis, held: dict[bytes | str, bytes]) -> None:
+    """Go on as a replica that held this, and was promoted: with its memory, and as another history."""
+    await redis.flushall()
+    for key, value in held.items():
+        await redis.restore(key, 1_800_000, value)
+    # A replica of nobody that answers keeps what it has.
+    await redis.replicaof("127.0.0.1", "1")
+    await redis.replicaof("NO", "ONE")
+
+
+async def test_number_that_a_failover_lost_counts_in_another_epoch(sessions: Sessions, redis: Redis) -> None:
+    """A promoted replica lacks the last event: its number comes again in another epoch, and never in the old one."""
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
+    await sessions.append(KEY, epoch, "context:1", b"a")
+    held = await _held(redis)
+    await sessions.append(KEY, epoch, "context:2", b"lost")
+    await _promote(redis, held)
+    seq, is_new, now = await sessions.append(KEY, epoch, "context:3", b"other")
+    assert (seq, is_new) == (2, True)
+    assert now != epoch
+    with pytest.raises(SessionLost):
+        await sessions.read(KEY, epoch, 0)
+    assert [(each.seq, each.frame) for each in await sessions.read(KEY, now, 0)] == [(1, b"a"), (2, b"other")]
+    kept = (await sessions.keep([(KEY, epoch)], owner="n1", now_ms=0, lease_ms=LEASE_MS))[KEY, epoch]
+    assert kept is not None
+    assert (kept.seq, kept.epoch, kept.holds_to) == (2, now, 1)
+    opened = await sessions.open(KEY, now_ms=0)
+    assert (opened.existed, opened.epoch, opened.seq) == (True, now, 2)
+    assert not opened.was_lost(epoch)
+    # One that holds the lost event begins anew; one that does not goes on in the epoch that it knows.
+    assert [opened.told_as(Resume(epoch=epoch, seq=seq)) for seq in (1, 2)] == [epoch, now]
+
+
+async def test_each_failover_is_another_epoch(sessions: Sessions, redis: Redis) -> None:
+    """Two failovers, with and without a write between them: three epochs, and only the last former one may go on."""
+    epochs = [(await sessions.open(KEY, now_ms=0)).epoch]
+    for _ in range(2):
+        await _promote(redis, await _held(redis))
+        epochs.append((await sessions.open(KEY, now_ms=0)).epoch)
+    assert len(set(epochs)) == 3
+    opened = await sessions.open(KEY, now_ms=0)
+    assert opened.told_as(Resume(epoch=epochs[1], seq=0)) == epochs[1]
+    assert opened.told_as(Resume(epoch=epochs[0], seq=0)) == epochs[2]
+    kept = (await sessions.keep([(KEY, epochs[0])], owner="n1", now_ms=0, lease_ms=LEASE_MS))[KEY, epochs[0]]
+    assert kept is not None
+    assert kept.holds_to == -1
+
+
+async def test_run_goes_on_after_a_failover(sessions: Sessions, redis: Redis) -> None:
+    """A run keeps its epoch and its lease, though phones have gone on to another, and ends with its one answer."""
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
+    _, response_id = await accept(sessions, epoch, owner="n1", now_ms=0)
+    await _promote(redis, await _held(redis))
+    now = (await sessions.open(KEY, now_ms=0)).epoch
+    for now_ms in range(1000, 4 * LEASE_MS, 1000):
+        kept = await sessions.keep(
+            [(KEY, now), (KEY, epoch)],
+            owner="n1",
+            now_ms=now_ms,
+            lease_ms=LEASE_MS,
+            working={(KEY, epoch): [response_id]},
+        )
+        assert [each is not None and each.adopted for each in kept.values()] == [(), ()]
+    placed = await sessions.append(
+        KEY, epoch, f"final:{response_id}", b"f", response_id=response_id, owner="n1", ends_run=True
+    )
+    assert placed == (1, True, now)
+    assert (await accept(sessions, epoch))[0] == "duplicate"
+
+
+async def test_epoch_of_another_session_stays_lost_after_a_failover(sessions: Sessions, redis: Redis) -> None:
+    """Only epochs of the same session are taken for one another."""
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
+    await sessions.shred(KEY)
+    await sessions.open(KEY, now_ms=0)
+    await _promote(redis, await _held(redis))
+    with pytest.raises(SessionLost):
+        await accept(sessions, epoch)
+    with pytest.raises(SessionLost):
+        await sessions.append(KEY, epoch, "context:1", b"a")
+    assert (await sessions.keep([(KEY, epoch)], owner="n1", now_ms=0, lease_ms=LEASE_MS))[KEY, epoch] is None
+
+
 async def test_final_by_two_nodes_is_one_answer(sessions: Sessions) -> None:
     """Two nodes that end a run at once make one answer."""
     epoch = (await sessions.open(KEY, now_ms=0)).epoch
@@ -187,8 +276,8 @@ async def test_final_by_two_nodes_is_one_answer(sessions: Sessions) -> None:
             for n in range(10)
         )
     )
-    assert {seq for seq, _ in done} == {1}
-    assert [new for _, new in done].count(True) == 1
+    assert {placed.seq for placed in done} == {1}
+    assert [placed.is_new for placed in done].count(True) == 1
 
 
 async def test_log_is_bounded_and_says_where_it_begins(sessions: Sessions) -> None:

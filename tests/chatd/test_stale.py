@@ -74,12 +74,12 @@ class Log:
         self.frames: dict[str, Stale] = {}
         self.lost: set[str] = set()
 
-    async def append(self, key: str, epoch: str, event_id: str, frame: bytes) -> tuple[int, bool]:
+    async def append(self, key: str, epoch: str, event_id: str, frame: bytes) -> tuple[int, bool, str]:
         if key in self.lost:
             raise SessionLost
         is_new = event_id not in self.frames
         self.frames[event_id] = msgspec.json.decode(frame, type=Stale)
-        return len(self.frames), is_new
+        return len(self.frames), is_new, epoch
 
 
 async def test_sessions_hear_it_once(redis: Redis) -> None:
