@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
@@ -49,6 +51,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long files first, the others as they were."""
     place = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """What a command sets up when a test calls it in this process is not the next test's log."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    uvicorn, access = logging.getLogger("uvicorn.error"), logging.getLogger("uvicorn.access")
+    uvicorn_level, is_access_disabled = uvicorn.level, access.disabled
+    yield
+    if structlog.is_configured():
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        uvicorn.setLevel(uvicorn_level)
+        access.disabled = is_access_disabled
+        structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from chatd import logs
 
@@ -19,22 +18,11 @@ Log = tuple[io.StringIO, logs.LineWriter]
 
 @pytest.fixture
 def log() -> Iterator[Log]:
-    """Where the log goes, and who writes it; the process's logging is as before at the end."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    uvicorn = logging.getLogger("uvicorn.error").level
-    access = logging.getLogger("uvicorn.access").disabled
+    """Where the log goes, and who writes it."""
     written = io.StringIO()
     writer = logs.set_up("debug", written)
-    try:
-        yield written, writer
-    finally:
-        writer.close()
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        logging.getLogger("uvicorn.error").setLevel(uvicorn)
-        logging.getLogger("uvicorn.access").disabled = access
-        structlog.reset_defaults()
+    yield written, writer
+    writer.close()
 
 
 def lines(stream: io.StringIO, writer: logs.LineWriter) -> list[dict[str, object]]:
