@@ -349,12 +349,13 @@ async def test_each_role_may_over_http_what_the_table_says(forged: Process, forg
 
 async def test_token_that_ends_closes_its_socket(ward: Ward) -> None:
     """At its end a socket is closed with 4004, not before; the same token then opens nothing."""
-    now_s = int(time.time())
-    token = ward.provider.person("u-1", iat=now_s, exp=now_s + 3)
+    # As long as a busy machine may need to sign in.
+    end_s = int(time.time()) + 10
+    token = ward.provider.person("u-1", iat=end_s - 10, exp=end_s)
     phone = await dial(ward.place.url, DOCTOR, token)
     await phone.until("welcome")
     assert await phone.code() == 4004
-    assert time.time() >= now_s + 3
+    assert time.time() >= end_s
     assert await (await dial(ward.place.url, DOCTOR, token)).code() == 4004
 
 
