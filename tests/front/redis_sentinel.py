@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -20,10 +21,16 @@ from tests.redis_server import USER_RULES, redis_executable
 
 NAME = "chatd"
 START_S, STOP_S = 20.0, 20.0
-#: Of deploy/redis/sentinel.conf.
-DOWN_AFTER_MS = 2_000
-#: Where each Sentinel has voted for itself, they try again after twice this.
-FAILOVER_TIMEOUT_MS = 2_000
+CONF = (Path(__file__).resolve().parents[2] / "deploy" / "redis" / "sentinel.conf").read_text()
+
+
+def _of_conf(option: str) -> int:
+    found = re.search(rf"^sentinel {option} {NAME} (\d+)$", CONF, re.MULTILINE)
+    assert found is not None, option
+    return int(found[1])
+
+
+DOWN_AFTER_MS, FAILOVER_TIMEOUT_MS = _of_conf("down-after-milliseconds"), _of_conf("failover-timeout")
 PROMOTED_S = 60.0
 
 
@@ -96,6 +103,14 @@ class Kept:
         process.kill()
         process.wait(STOP_S)
         return port
+
+    def cut_replica_off(self) -> None:
+        """From here on the replica gets nothing more of the primary: it may not sign in there any more."""
+        port = next(each for each in self.ports if each != self.primary())
+        for option in (("masteruser", "nobody"), ("masterauth", "wrong")):
+            assert self.ask(port, "CONFIG", "SET", *option)
+        assert self.ask(port, "CLIENT", "KILL", "TYPE", "master")
+        self._until("a replica on its own", lambda: not self._is_following(port))
 
     def await_other(self, port: int) -> int:
         """Wait until the Sentinels name another primary that takes writes; returns its port."""

@@ -70,6 +70,39 @@ async def test_a_primary_that_came_back_is_not_written_to(kept: Kept) -> None:
         await client.aclose()
 
 
+async def test_events_that_a_failover_lost_are_not_passed_over(kept: Kept) -> None:
+    """The replica lacks an answer that a phone has: the phone begins anew, and gets all that is said afterwards."""
+    with hospital("--redis", kept.url, env={"CHATD_SWEEP_INTERVAL_S": "0.2", "CHATD_DRAIN_SPREAD_S": "0.1"}) as place:
+        token = place.token()
+        doctor, other = (
+            ChatClient(place.url, department="cardiology", user_id="dr.santos.cardio", token=token, wait_s=GIVE_UP_S)
+            for _ in range(2)
+        )
+        await doctor.connect()
+        await other.connect()
+        for phone in (doctor, other):
+            assert (await phone.ask("Allergies?", "7823"))[-1]["status"] == "completed"
+        epoch, seq = doctor.epoch, doctor.seq
+        await asyncio.to_thread(kept.cut_replica_off)
+        assert (await doctor.ask("Creatinine?", "7823", client_msg_id="m-lost"))[-1]["status"] == "completed"
+        lost_seq = doctor.seq
+        assert lost_seq > seq
+        old = await asyncio.to_thread(kept.kill_primary)
+        await asyncio.to_thread(kept.await_other, old)
+        # The one with frames that are lost is sent away as soon as the log is looked at.
+        assert await doctor.to_the_end() == 4003
+        welcome = await doctor.connect()
+        assert (welcome["resumed"], welcome["gap_reason"]) == (False, "epoch_changed")
+        assert (welcome["epoch"] != epoch, welcome["seq"]) == (True, seq)
+        answer = (await doctor.ask("Potassium?", "7823", patient=True))[-1]
+        assert (answer["status"], answer["seq"]) == ("completed", lost_seq)
+        # The other one holds nothing that was lost: its line and its epoch stay.
+        assert (await other.ask("Potassium?", "7823", patient=True))[-1]["epoch"] == other.welcome["epoch"]
+        for phone in (doctor, other):
+            await phone.close()
+        assert "Traceback" not in place.up.log()
+
+
 async def test_hospital_goes_on_after_a_failover(kept: Kept) -> None:
     """A phone asks before and after; its alerts come meanwhile; nobody is signed out."""
     with hospital("--redis", kept.url, env={"CHATD_SWEEP_INTERVAL_S": "0.2", "CHATD_DRAIN_SPREAD_S": "0.1"}) as place:
