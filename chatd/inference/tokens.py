@@ -22,6 +22,8 @@ from chatd.inference.jobs import Piece
 
 #: Token ids that are kept for texts which come again; 40 bytes each.
 CACHE_TOKENS: Final = 500_000
+#: Pieces of one person's talk: they do not come again, and nothing of them is kept.
+_OF_ONE_TALK: Final = frozenset({"session", "question"})
 
 # Special by name also where a tokenizer's file does not list them as added.
 _SPECIAL_NAME: Final = re.compile(
@@ -74,9 +76,12 @@ class Tokens:
             self._tokenizer = Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
         except Exception as error:  # the library raises nothing narrower
             raise TokensError("the tokenizer's file cannot be read") from error
+        # The library would remember words, up to texts of 256 bytes in Gemma's case, for as long as it lives.
+        self._tokenizer.model._resize_cache(0)
         self._names = {token: name for name, token in ids.items() if token in self.special_ids}
         self._lock = threading.Lock()
-        self._cache: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+        # By the text's digest: who reads this memory finds no words in it.
+        self._cache: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
         self._cached_tokens = 0
         self._before = (self.bos_id, ids["<start_of_turn>"], *self.encode("user\n"))
         self._after = (
@@ -100,16 +105,17 @@ class Tokens:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The ids of a text alone: no ``<bos>``, never a special id. Lone surrogates become U+FFFD."""
+        key = _key(text)
         with self._lock:
-            known = self._cache.get(text)
+            known = self._cache.get(key)
             if known is not None:
-                self._cache.move_to_end(text)
+                self._cache.move_to_end(key)
                 return known
         ids = self._encode(text)
         if len(ids) <= CACHE_TOKENS:
             with self._lock:
-                if text not in self._cache:
-                    self._cache[text] = ids
+                if key not in self._cache:
+                    self._cache[key] = ids
                     self._cached_tokens += len(ids)
                 while self._cached_tokens > CACHE_TOKENS:
                     self._cached_tokens -= len(self._cache.popitem(last=False)[1])
@@ -145,7 +151,10 @@ class Tokens:
         texts = [piece.text for piece in pieces]
         texts[0] = texts[0].lstrip()
         texts[-1] = texts[-1].rstrip()
-        segments = [self.encode(text) for text in texts]
+        segments = [
+            self._encode(text) if piece.name in _OF_ONE_TALK else self.encode(text)
+            for piece, text in zip(pieces, texts, strict=True)
+        ]
         segments[0] = (*self._before, *segments[0])
         segments[-1] = (*segments[-1], *self._after)
         return tuple(segments)
@@ -183,6 +192,10 @@ class Detokenizer:
     def end(self) -> str:
         """What is left: U+FFFD for a character that was never finished, usually ""."""
         return self._decoder.decode(b"", final=True)
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32).digest()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -123,12 +123,24 @@ def test_cache_is_bounded_in_tokens(folder: Path, monkeypatch: pytest.MonkeyPatc
     kept = sum(len(ids) for ids in tokens._cache.values())
     assert 0 < kept <= 50
     assert kept == tokens._cached_tokens
-    assert texts[-1] in tokens._cache
-    assert texts[0] not in tokens._cache
+    assert under_test._key(texts[-1]) in tokens._cache
+    assert under_test._key(texts[0]) not in tokens._cache
     assert [tokens.encode(text) for text in texts] == first
     long = "9" * 60
     assert tokens.count(long) == 60
-    assert long not in tokens._cache
+    assert under_test._key(long) not in tokens._cache
+
+
+def test_nothing_is_kept_of_what_a_person_wrote(tokens: Tokens) -> None:
+    """A question's ids are made anew, and a cache has digests for texts."""
+    before = dict(tokens._cache)
+    pieces = (Piece(name="session", text="# He said\n\n"), Piece(name="question", text="Why Xylophane?"))
+    assert tokens.prompt(pieces) == tokens.prompt(pieces)
+    assert tokens._cache == before
+    first = tokens.prompt((Piece(name="patient", text="Ana Xylophane"), *pieces))
+    assert len(tokens._cache) == len(before) + 1
+    assert first == tokens.prompt((Piece(name="patient", text="Ana Xylophane"), *pieces))
+    assert "Xylophane" not in repr(tokens._cache)
 
 
 # --- the prompt ---
