@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import secrets
 from collections import defaultdict
@@ -567,6 +568,8 @@ class Node:
         while True:
             await asyncio.sleep(_FORGET_S)
             memo.forget()
+            # What holds itself in a ring is freed, and wiped, by the collector alone, which may not look for hours.
+            gc.collect()
 
     async def recall(self) -> None:
         """Redis answers again and has the layers: whoever was let in for alerts alone is to come for their session.

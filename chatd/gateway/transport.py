@@ -319,6 +319,9 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
                 timer.cancel()
         self._unread.clear()
         self.chatd_transport = None
+        # The parser and its fault hold what the phone sent last, in frames that hold each other.
+        self.conn.parser.close()
+        self.conn.parser_exc = None
         super().connection_lost(exc)
 
     def send_ping(self) -> None:
