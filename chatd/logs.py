@@ -63,7 +63,7 @@ class _Forward(logging.Handler):
     a library's message or traceback may hold what a person typed."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
+        error = error_name(record.exc_info[1]) if record.exc_info and record.exc_info[1] else None
         logger = structlog.get_logger(record.name)
         event = "library_error" if error else "library"
         # A format string with arguments is the library's own words, and the arguments are not written. Without

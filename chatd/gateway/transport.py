@@ -216,9 +216,8 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
 
     async def receive(self) -> ASGIReceiveEvent:
-        was_paused = self.read_paused
         message = await super().receive()
-        if was_paused and not self.read_paused and not self.transport.is_closing():
+        if not self.read_paused and not self.transport.is_closing():
             # uvicorn reads on, whatever waits here.
             if self._is_held:
                 self.transport.pause_reading()
@@ -228,6 +227,8 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
 
     def handle_ping(self) -> None:
         """Answer, unless the peer does not read: RFC 6455, section 5.5.3 lets the newest ping alone be answered."""
+        if self._is_broken:
+            return  # it stood in the same slice behind what broke the protocol, and the end is written
         answer = b"".join(self.conn.data_to_send())
         is_read = self.chatd_transport is None or not self.chatd_transport.is_paused
         if is_read or self.conn.state is not State.OPEN:

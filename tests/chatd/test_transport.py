@@ -350,3 +350,40 @@ async def test_line_that_is_found_cut_is_no_fault(sent: bytes) -> None:
     line.protocol.data_received(sent)
     assert cut.is_closed
     line.protocol.connection_lost(None)
+
+
+async def test_what_waits_behind_a_message_that_was_waited_for_is_taken() -> None:
+    """Two messages of one read reach an application that already waits, without a further byte of the peer."""
+    line = Line()
+    await line.open()
+    texts = ["a" * 1_000, "b" * 1_000]
+    waiting = asyncio.create_task(line.protocol.receive())
+    await asyncio.sleep(0)
+    line.protocol.data_received(b"".join(b"\x81\xfe\x03\xe8" + MASK + each.encode() for each in texts))
+    got = [await waiting]
+    async with asyncio.timeout(10):
+        got.append(await line.protocol.receive())
+    assert [cast(dict[str, Any], each)["text"] for each in got] == texts
+    assert line.socket.is_reading
+    line.protocol.connection_lost(None)
+
+
+class Ended(Socket):
+    """As with uvloop, nothing may be written after the end was."""
+
+    def write(self, data: bytes) -> None:
+        if self.is_ended:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        super().write(data)
+
+
+async def test_ping_behind_broken_text_is_not_answered() -> None:
+    """What stands in the same read behind a message that broke the protocol is not looked at, and is no fault."""
+    line = Line()
+    line.socket = Ended()
+    line.protocol.connection_made(cast(asyncio.Transport, line.socket))
+    await line.open()
+    line.protocol.data_received(b"\x81\x81" + MASK + b"\xff" + PING + b"\x81\x82" + MASK + b"{}")
+    assert line.socket.written[-1].endswith(b"\x88\x02\x03\xef")
+    assert line.socket.is_ended
+    line.protocol.connection_lost(None)
