@@ -1,8 +1,9 @@
 """Changed frames against the codec and the session's rules, and against a real gateway over sockets and HTTP.
 
-``python -m tests.abuse.fuzz --frames 1000000 --seeds 5`` checks each frame within this process and then sends the
-same ones to a gateway; ``--frames 200000 --seed 3`` does a part of it. It prints what came of them and the processor
-time that it took; anything unhandled, a close with 1011 and a status of 500 or more end it with 1.
+``python -m tests.abuse.fuzz --frames 1000000 --seeds 5`` judges each frame within this process and sends it to a
+gateway, but most of those that would end a connection; ``--frames 200000 --seed 3`` does a part of it. It prints what
+came of them and the processor time that it took; anything unhandled, a close with 1011 and a status of 500 or more end
+it with 1.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ USER, DEPARTMENT = "dr.santos.cardio", "cardiology"
 LIMITS = codec.CodecLimits()
 #: No frame may hold up the others; a machine that is busy may stall for longer than the frame takes.
 MOST_S = 0.5
+#: What a gateway closes a connection over, though the frame is a good one.
+_ENDING = frozenset({"session_end", "refresh"})
 #: Strikes and paces have tests of their own; here they would end each connection after five frames.
 FUZZ_ENV = {
     **ENV,
@@ -39,8 +42,10 @@ FUZZ_ENV = {
     "CHATD_COMMANDS_PER_SECOND": "1000000",
 }
 #: Frames that are sent before the answer to a ping is waited for.
-_BATCH = 20
+_BATCH = 200
 _PHONES = 4
+#: Of the frames that end a connection so many are kept back for each one that is sent: each costs a new connection.
+_KEPT_BACK = 24
 _ROUTES = ("/v1/departments/cardiology/alerts", "/v1/fhir/CommunicationRequest", "/v1/demo/token")
 
 
@@ -57,17 +62,21 @@ def a_session() -> Session:
 
 
 def in_process(seed: int, count: int) -> Counter[str]:
-    """Decode ``count`` frames, JSON and MessagePack by turns, and let a session judge them; what came of them.
+    """Decode ``count`` frames, half JSON and half MessagePack, and let a session judge them; what came of them.
 
     Raises:
         Fault: anything but a frame or a refusal, a refusal whose words the frame's own may be in, or a slow one.
     """
-    found: Counter[str] = Counter()
+    half = count // 2
+    found = Counter(outcome for outcome, _ in judged(seed, count - half, is_msgpack=False))
+    found.update(outcome for outcome, _ in judged(seed, half, is_msgpack=True))
+    return found
+
+
+def judged(seed: int, count: int, is_msgpack: bool) -> Iterator[tuple[str, bytes]]:
+    """The first frames of a seed, each with what a session says to it. Raises Fault as ``in_process``."""
     session, now_ms = a_session(), 0
-    streams = (mutants(seed), mutants(seed, msgpack=True))
-    for number in range(count):
-        is_msgpack = bool(number % 2)
-        data = next(streams[is_msgpack])
+    for number, data in enumerate(itertools.islice(mutants(seed, msgpack=is_msgpack), count)):
         now_ms += 100
         began_s = time.perf_counter()
         try:
@@ -76,10 +85,9 @@ def in_process(seed: int, count: int) -> Counter[str]:
             raise Fault(f"seed {seed} frame {number}: {type(error).__name__}") from error
         if time.perf_counter() - began_s > MOST_S and _judged_again_s(data, is_msgpack) > MOST_S:
             raise Fault(f"seed {seed} frame {number}: slow")
-        found[outcome] += 1
         if outcome in ("session_end", "4507"):
             session = a_session()
-    return found
+        yield outcome, data
 
 
 def _judged_again_s(data: bytes, is_msgpack: bool) -> float:
@@ -108,6 +116,10 @@ class Seen:
 
     def __init__(self) -> None:
         self.sent = 0
+        #: Frames that would have ended a connection, and were judged within this process alone.
+        self.kept_back = 0
+        #: What each of them is, as this process judges it.
+        self.judged: Counter[str] = Counter()
         self.frames: Counter[str] = Counter()
         self.closes: Counter[int | None] = Counter()
         self.statuses: Counter[int] = Counter()
@@ -117,23 +129,59 @@ class Seen:
         return not self.closes[1011] and not any(status >= 500 for status in self.statuses) and 0 not in self.statuses
 
 
-async def _connected(url: str, token: str, is_msgpack: bool) -> Peer:
+async def _connected(url: str, user: str, token: str, is_msgpack: bool) -> Peer:
     peer = await Peer.dial(url)
     protocol = "chatd.v1.msgpack" if is_msgpack else "chatd.v1"
-    status = await peer.open(f"/chat/{DEPARTMENT}/{USER}", {"Sec-WebSocket-Protocol": protocol})
+    status = await peer.open(f"/chat/{DEPARTMENT}/{user}", {"Sec-WebSocket-Protocol": protocol})
     assert status == 101, status
     peer.send(text({"type": "hello", "token": token}))
     return peer
 
 
-async def _phone(url: str, token: str, frames: Iterator[bytes], is_msgpack: bool, seen: Seen) -> None:
+def _ends(data: bytes, is_msgpack: bool, outcome: str) -> bool:
+    """Whether a gateway closes the connection over a frame: by its line's rules, or because of what it says."""
+    return len(data) > LIMITS.max_bytes or outcome in _ENDING or not (is_msgpack or _is_utf8(data))
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _batches(seed: int, count: int, is_msgpack: bool, seen: Seen) -> Iterator[list[bytes]]:
+    """A phone's frames, each judged here first; one that ends its connection is the last of its batch.
+
+    Raises Fault as ``in_process``.
+    """
+    batch: list[bytes] = []
+    ending = 0
+    for outcome, data in judged(seed, count, is_msgpack):
+        seen.judged[outcome] += 1
+        ends = _ends(data, is_msgpack, outcome)
+        if ends:
+            ending += 1
+            if ending % (_KEPT_BACK + 1):
+                seen.kept_back += 1
+                continue
+        batch.append(data)
+        if ends or len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+async def _phone(place: Hospital, seed: int, count: int, is_msgpack: bool, seen: Seen) -> None:
     """One phone that sends its frames, and comes back where it was closed."""
-    peer = await _connected(url, token, is_msgpack)
+    # Of a person of its own: nobody may hold four.
+    who = f"dr.fuzz{seed}"
+    line = (place.url, who, token_for(place, who, DEPARTMENT), is_msgpack)
+    peer = await _connected(*line)
     opcode = BINARY if is_msgpack else TEXT
-    for number in itertools.count():
-        batch = list(itertools.islice(frames, _BATCH))
-        if not batch:
-            break
+    for number, batch in enumerate(_batches(seed, count, is_msgpack, seen)):
         peer.send(b"".join(frame(opcode, each) for each in batch))
         seen.sent += len(batch)
         mark = str(number).encode()
@@ -144,7 +192,7 @@ async def _phone(url: str, token: str, frames: Iterator[bytes], is_msgpack: bool
         except Ended as ended:
             seen.closes[ended.code] += 1
             await peer.leave()
-            peer = await _connected(url, token, is_msgpack)
+            peer = await _connected(*line)
     peer.send(frame(CLOSE, b"\x03\xe8"))
     await peer.leave()
 
@@ -178,13 +226,10 @@ def _posts(url: str, token: str, seed: int, count: int, seen: Seen) -> None:
 
 
 async def over_sockets(place: Hospital, seed: int, count: int) -> Seen:
-    """Send ``count`` frames to the gateway, a fiftieth of them over HTTP."""
+    """Judge ``count`` frames here and send them to the gateway, and a fiftieth as many over HTTP."""
     seen, token = Seen(), token_for(place, USER, DEPARTMENT)
     each = -(-count // _PHONES)
-    phones = [
-        _phone(place.url, token, itertools.islice(mutants(seed * 1_000 + n, msgpack=n == 0), each), n == 0, seen)
-        for n in range(_PHONES)
-    ]
+    phones = [_phone(place, seed * 1_000 + n, each, n == 0, seen) for n in range(_PHONES)]
     await asyncio.gather(*phones, asyncio.to_thread(_posts, place.url, token, seed, max(count // 50, 50), seen))
     assert call(place.url, "/health/live").status == 200
     return seen
@@ -199,16 +244,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     seeds = range(1, options.seeds + 1) if options.seed is None else (options.seed,)
     each, is_clean = options.frames // len(seeds), True
-    for seed in seeds:
-        began_s = time.process_time()
-        found = in_process(seed, each)
-        took_s = time.process_time() - began_s
-        print(
-            f"seed {seed}: {each} frames, {took_s * 10_000 / each:.1f} s per 10,000 of processor time, "
-            f"{dict(found.most_common())}",
-            flush=True,
-        )
     if options.no_gateway:
+        for seed in seeds:
+            began_s = time.process_time()
+            found = in_process(seed, each)
+            took_s = time.process_time() - began_s
+            print(
+                f"seed {seed}: {each} frames, {took_s * 10_000 / each:.1f} s per 10,000 of processor time, "
+                f"{dict(found.most_common())}",
+                flush=True,
+            )
         return 0
     with hospital(env=FUZZ_ENV) as place:
         pid = gateway_pid(place)
@@ -219,8 +264,9 @@ def main(arguments: list[str] | None = None) -> int:
             is_clean &= seen.is_clean
             own_s, theirs_s = time.process_time() - began_s, cpu_s(pid) - used_s
             print(
-                f"seed {seed}: {seen.sent} sent, per 10,000 {own_s * 10_000 / each:.1f} s here and "
-                f"{theirs_s * 10_000 / each:.1f} s of the gateway, {dict(seen.frames)}, closes {dict(seen.closes)}, "
+                f"seed {seed}: {seen.sent} sent and {seen.kept_back} kept back, processor time per 10,000 "
+                f"{own_s * 10_000 / each:.1f} s here and {theirs_s * 10_000 / each:.1f} s of the gateway, "
+                f"{dict(seen.judged.most_common())}, {dict(seen.frames)}, closes {dict(seen.closes)}, "
                 f"statuses {dict(seen.statuses)}, memory +{(rss_bytes(pid) - before) / 1e6:.1f} MB",
                 flush=True,
             )

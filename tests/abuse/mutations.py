@@ -103,7 +103,9 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _copy(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
 def _swap_value(rng: random.Random, value: dict[str, Any]) -> None:
@@ -136,8 +138,11 @@ def _wrap(rng: random.Random, value: dict[str, Any]) -> None:
 
 
 def _unknown(rng: random.Random, value: dict[str, Any]) -> None:
-    for _ in range(rng.choice((1, 10, 500))):
-        value[f"k{rng.random()}"] = _copy(rng.choice(_VALUES))
+    many = rng.choice((1, 1, 10, 10, 500))
+    first = rng.randrange(1_000_000)
+    for value_at in range(min(many, 10)):
+        value[f"k{first + value_at}"] = _copy(rng.choice(_VALUES))
+    value.update((f"k{number}", None) for number in range(first + 10, first + many))
 
 
 def _text_edit(rng: random.Random, value: dict[str, Any]) -> None:

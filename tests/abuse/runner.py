@@ -213,7 +213,10 @@ class Run:
             peer.send(text({"type": "hello", **hello}))
             if is_msgpack:
                 return await self._msgpack(peer, case)
-            welcome = await peer.until("welcome")
+            try:
+                welcome = await peer.until("welcome")
+            except Ended as ended:
+                return f"close {ended.code}"
             self.names["epoch"] = welcome["epoch"]
             if case["kind"] == "wire":
                 peer.send(data_of(case))
