@@ -54,6 +54,8 @@ SPOOL_WITHIN_S: Final = 2.0
 TEND_S: Final = 1.0
 #: Stands in a row for what has no form that a row may have.
 MALFORMED: Final = "malformed"
+#: 64 bits: two of a billion names are taken for each other with one chance in forty.
+_NAMED_DIGITS: Final = 16
 
 
 class AuditUnavailable(ChatdError):
@@ -139,6 +141,10 @@ class Audit:
             return checked(row)
         except ValueError:
             return msgspec.structs.replace(row, **{name: _fit(name, value) for name, value in given.items()})
+
+    def named(self, user_id: str) -> str:
+        """Stands for a name that nobody has proved: the same for the same name, and none of its words."""
+        return f"named:{pseudonym(self._pseudonym_key, user_id)[:_NAMED_DIGITS]}"
 
     async def record(self, *rows: Row) -> None:
         """Have rows on a disk, together; returns when they are. A caller that is cancelled leaves them written.

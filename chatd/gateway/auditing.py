@@ -87,7 +87,7 @@ def refused(connection: Connection, frame: ClientFrame, error: RemoteProtocolErr
 
 
 def token_refused(audit: Audit, error: RemoteProtocolError, *, user: str = "", department: str = "") -> None:
-    """A token was not taken, or not for this place. ``user``: whom the path names; the token proves nobody."""
+    """A token was not taken, or not for this place. ``user``: whom it proves, else ``Audit.named`` of whom it names."""
     # The rule that it broke, in one word where it is one.
     rule = (error.detail or "").partition(":")[0]
     detail = rule if _CODE.fullmatch(rule) else None

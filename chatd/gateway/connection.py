@@ -327,23 +327,27 @@ class Connection:
         self.node.came(self.here)
 
     async def _verify(self, token: str) -> Principal:
+        principal: Principal | None = None
         try:
-            return await self._admitted(token)
+            principal = await self.node.gate.admit(token, device_id=self.device_id)
+            self._take(principal)
         except RemoteProtocolError as error:
-            token_refused(self.node.audit, error, user=self.user_id, department=self.department)
+            audit = self.node.audit
+            # The path may hold anything that somebody typed, and a row stays for years.
+            user = audit.named(self.user_id) if principal is None else principal.user_id
+            department = self.department if self.node.knows(self.department) else ""
+            token_refused(audit, error, user=user, department=department)
             if error.detail is not None and error.detail.startswith("device"):
                 self.send_error(error)
             raise Closing(_close_code(error), after_ms=_COME_BACK_MS) from None
+        return principal
 
-    async def _admitted(self, token: str) -> Principal:
-        """Who speaks, and until when. Raises RemoteProtocolError: unauthorized, token_expired, forbidden, internal."""
-        gate = self.node.gate
-        principal = await gate.admit(token, device_id=self.device_id)
+    def _take(self, principal: Principal) -> None:
+        """Let somebody in here until their token ends. Raises RemoteProtocolError: forbidden."""
         check_path(principal, self.department, self.user_id)
-        gate.require(principal, "hello", self.department)
+        self.node.gate.require(principal, "hello", self.department)
         left_ms = round(principal.expires_at_s * 1000) - epoch_ms(self.node.clock.now())
         self.session.token_expires(self._now_ms() + max(0, left_ms))
-        return principal
 
     async def renew(self, token: str) -> None:
         """Take a fresh token of the same user; a bad one leaves the old one in force.
@@ -352,7 +356,8 @@ class Connection:
             RemoteProtocolError: unauthorized, token_expired, forbidden or internal.
         """
         try:
-            principal = await self._admitted(token)
+            principal = await self.node.gate.admit(token, device_id=self.device_id)
+            self._take(principal)
         except TokenError as error:
             raise RemoteProtocolError(error.code) from None
         self._is_here(principal)

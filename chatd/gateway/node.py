@@ -258,6 +258,10 @@ class Node:
         if self._departments_at_ms is None:
             self._departments = tuple(departments)
 
+    def knows(self, department_id: str) -> bool:
+        """Whether the hospital had a department of this name when it was last looked at."""
+        return any(each.department_id == department_id for each in self._departments)
+
     async def department(self, department_id: str) -> DepartmentLayer:
         """A department as phones are told it, at most a second old; those who ask at the same time share one read.
 

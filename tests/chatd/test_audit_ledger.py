@@ -321,6 +321,18 @@ async def test_row_takes_what_no_row_may_have_for_malformed(tmp_path: Path) -> N
     await place.ledger.close()
 
 
+async def test_name_that_nobody_proved_stands_without_its_words(tmp_path: Path) -> None:
+    """What somebody typed into an address is told from other names in a row, and cannot be read in it."""
+    place = Place(f"sqlite:///{tmp_path / 'ledger.sqlite3'}", tmp_path)
+    names = ["dr.santos", "dr.santo", "Maria Silva 1950", ""]
+    named = [place.audit.named(name) for name in names]
+    assert len(set(named)) == len(names)
+    assert named == [place.audit.named(name) for name in names]
+    assert [place.audit.row("token.refused", user=each).user for each in named] == named
+    assert not any(part in each for each in named for part in ("santo", "Maria", "1950"))
+    await place.ledger.close()
+
+
 # --- the file -----------------------------------------------------------------------------------------------
 
 
