@@ -202,13 +202,16 @@ class Connection:
                 raise Closing(CloseCode.RESTART, after_ms=_COME_BACK_MS)
             self.node.opened(self)
             closing = await self._converse()
+        # A traceback holds frames, these the task that failed, and that the error: a ring, with the last words read.
         except Closing as wanted:
-            closing = wanted
-        except WebSocketDisconnect:
+            closing = wanted.with_traceback(None)
+        except WebSocketDisconnect as gone:
+            gone.with_traceback(None)
             metrics.HANDSHAKES.labels("gone").inc()
             return
         except Exception as error:  # the last resort: the phone gets a code, the log gets the place
             log.error("connection_failed", connection_id=self.connection_id, error=error_name(error))
+            error.with_traceback(None)
             closing = Closing(CloseCode.RESTART, after_ms=_COME_BACK_MS)
         finally:
             self.node.left(self)
