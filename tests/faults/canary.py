@@ -99,8 +99,9 @@ FAULTS: Final[tuple[tuple[Victim, signal.Signals], ...]] = (
 )
 #: Before a command: its core dumps may have any size. Nothing of the campaign's own runs in the child.
 WITH_CORES: Final = ("/bin/sh", "-c", 'ulimit -c "$(ulimit -H -c)"; exec "$@"', "sh")
-#: Characters of a model's answer that are looked for together.
+#: Characters of a model's answer that are looked for together, and how many such pieces of a run are looked for.
 _WINDOW: Final = 28
+_WINDOWS: Final = 12
 
 
 class Marks:
@@ -227,12 +228,12 @@ class Stand:
         raise Broken(f"chatd up was not ready: {self._log.read_text(errors='replace')[-1500:]}")
 
     def run(self, *arguments: str) -> None:
-        """One command of chatd on this installation."""
+        """One command of chatd on this installation; its answer is for the person who gave it, and is dropped."""
         with self._log.open("ab") as log:
             subprocess.run(
                 [sys.executable, "-m", "chatd", *arguments, "--data-dir", str(self.data)],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=subprocess.DEVNULL,
                 stderr=log,
                 check=True,
                 timeout=WAIT_S,
@@ -638,11 +639,13 @@ class Run:
         shown = [each for doctor in doctors for each in doctor.answers]
         self.result.answers = len(shown)
         if self._is_model:
-            self._words = Searcher({word for answer in shown for word in windows(answer)}, is_plain=True)
+            words = sorted({word for answer in shown for word in windows(answer)})
+            self._words = Searcher(self._chance.sample(words, min(_WINDOWS, len(words))), is_plain=True)
         await asyncio.gather(*(doctor.end() for doctor in doctors))
         await asyncio.sleep(self._memory_s)
         for finding in await asyncio.to_thread(self._search_memory, "after"):
-            is_ended = finding.kind in OF_SESSIONS or finding.where == "redis memory"
+            # Redis sees no word in the clear at any time; ids are in its keys' names.
+            is_ended = finding.kind in OF_SESSIONS or (finding.where == "redis memory" and finding.kind != "id")
             (self.result.hits if is_ended else self.result.kept).append(finding)
 
     async def _loaded(self) -> None:
@@ -866,7 +869,7 @@ def main() -> int:
     parser.add_argument(
         "--memory-s", type=float, default=300.0, help="read memory so long after the sessions' end (default: 300)"
     )
-    parser.add_argument("--at-once", type=int, default=2, help="runs side by side; most of one is waiting (default: 2)")
+    parser.add_argument("--at-once", type=int, default=5, help="runs side by side; most of one is waiting (default: 5)")
     parser.add_argument(
         "--mlx-every", type=int, default=2, help="each so many runs has the tiny model; 0: none (default: 2)"
     )

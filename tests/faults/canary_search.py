@@ -114,16 +114,40 @@ class Searcher:
 
     def find(self, data: bytes, *, deep: bool = True) -> list[Hit]:
         """All that is in ``data``, each text once in each form. ``deep``: also within compressed members."""
-        if self._common and not any(needle in data for needle in self._common):
-            return self._members(data, MOST_DEPTH) if deep else []
-        hits = [Hit(text, form, at) for needle, (text, form) in self._forms.items() if (at := data.find(needle)) >= 0]
+        hits = self._found(data)
         return hits + self._members(data, MOST_DEPTH) if deep else hits
+
+    def _found(self, data: bytes) -> list[Hit]:
+        if not self._common:
+            return [
+                Hit(text, form, at) for needle, (text, form) in self._forms.items() if (at := data.find(needle)) >= 0
+            ]
+        hits: dict[tuple[str, str], Hit] = {}
+        for begin, end in self._spans(data):
+            near = data[begin:end]
+            for needle, (text, form) in self._forms.items():
+                if (text, form) not in hits and (at := near.find(needle)) >= 0:
+                    hits[text, form] = Hit(text, form, begin + at)
+        return list(hits.values())
+
+    def _spans(self, data: bytes) -> Iterator[tuple[int, int]]:
+        """Where a text may be: around what all of them begin with, ascending, those that overlap as one."""
+        places = sorted(match.start() for needle in self._common for match in re.finditer(re.escape(needle), data))
+        begin = end = 0
+        for place in places:
+            if place - self._longest > end:
+                if end:
+                    yield begin, end
+                begin = max(0, place - self._longest)
+            end = place + self._longest
+        if end:
+            yield begin, end
 
     def _members(self, data: bytes, depth: int) -> list[Hit]:
         hits: list[Hit] = []
         for match in _MEMBER.finditer(data):
             at = match.start()
-            inflated = _inflate(data[at : at + _MEMBER_BYTES])
+            inflated = _inflate(memoryview(data)[at : at + _MEMBER_BYTES])
             if len(inflated) < LEAST_CHARS:
                 continue
             within = self.find(inflated, deep=False)
@@ -137,23 +161,34 @@ class Searcher:
         compressed member is followed to the end of the piece after the one it begins in. Offsets leave out zeros."""
         hits: dict[tuple[str, str], Hit] = {}
         before, begin, size = b"", 0, 0
-        for piece in pieces:
-            size += len(piece)
-            data = before + _without_zeros(piece)
+        fresh = bytearray()
+
+        def look() -> None:
+            nonlocal before, begin
+            data = before + fresh
+            fresh.clear()
             for hit in self.find(data, deep=deep):
                 hits.setdefault((hit.text, hit.form), hit._replace(offset=begin + hit.offset))
-            keep = data[-(self._longest + (_MEMBER_BYTES if deep else 0)) :]
-            begin += len(data) - len(keep)
-            before = keep
+            before = data[-(self._longest + (_MEMBER_BYTES if deep else 0)) :]
+            begin += len(data) - len(before)
+
+        for piece in pieces:
+            size += len(piece)
+            fresh += _without_zeros(piece)
+            if len(fresh) >= CHUNK_BYTES:
+                look()
+        look()
         return list(hits.values()), size
 
 
 def _without_zeros(piece: bytes) -> bytes:
+    if piece == bytes(len(piece)):
+        return _FEW_ZEROS
     blocks = (piece[at : at + len(_ZEROS)] for at in range(0, len(piece), len(_ZEROS)))
     return b"".join(_FEW_ZEROS if block == _ZEROS else block for block in blocks)
 
 
-def _inflate(data: bytes) -> bytes:
+def _inflate(data: bytes | memoryview) -> bytes:
     """As much of the gzip or zlib member that ``data`` begins with as can be had; empty where it is none."""
     worker = zlib.decompressobj(zlib.MAX_WBITS | 32)
     out = b""
