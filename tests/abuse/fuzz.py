@@ -152,7 +152,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _batches(seed: int, count: int, is_msgpack: bool, seen: Seen) -> Iterator[list[bytes]]:
-    """A phone's frames, each judged here first; one that ends its connection is the last of its batch.
+    """A phone's frames, each judged here first; one that ends its connection goes alone: it takes the others along.
 
     Raises Fault as ``in_process``.
     """
@@ -160,14 +160,15 @@ def _batches(seed: int, count: int, is_msgpack: bool, seen: Seen) -> Iterator[li
     ending = 0
     for outcome, data in judged(seed, count, is_msgpack):
         seen.judged[outcome] += 1
-        ends = _ends(data, is_msgpack, outcome)
-        if ends:
-            ending += 1
+        if not _ends(data, is_msgpack, outcome):
+            batch.append(data)
+        else:
             if ending % (_KEPT_BACK + 1):
                 seen.kept_back += 1
-                continue
-        batch.append(data)
-        if ends or len(batch) == _BATCH:
+            else:
+                yield [data]
+            ending += 1
+        if len(batch) == _BATCH:
             yield batch
             batch = []
     if batch:
