@@ -1,5 +1,5 @@
 # chatd: `make run` shows it, `make test` proves it, `make help` lists the rest.
-.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-front test-abuse test-page test-inference test-vllm check faults faults-questions faults-alerts faults-escalation faults-inference faults-canary bench bench-inference bench-fanout bench-alerts clean
+.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-front test-abuse fuzz mixing test-page test-inference test-vllm check faults faults-questions faults-alerts faults-escalation faults-inference faults-canary bench bench-inference bench-fanout bench-alerts clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,14 @@ test-front: dev ## gateways behind a real nginx with the files of deploy/: TLS, 
 test-abuse: dev ## bad inputs, changed frames, floods and mixed messages against real gateways
 	@scripts/system-packages
 	@.venv/bin/pytest -m abuse $(ARGS)
+
+fuzz: dev ## a million changed frames of five seeds, each judged here and sent to a gateway; about ten minutes
+	@scripts/system-packages
+	@.venv/bin/python -m tests.abuse.fuzz --frames 1000000 $(ARGS)
+
+mixing: dev ## mixed messages of 40 users, each with a word of their own: nobody gets another's
+	@scripts/system-packages
+	@.venv/bin/python -m tests.abuse.mixing --messages 20000 $(ARGS)
 
 test-page: dev ## the page in every width, theme and language, with pictures in out/screens/
 	@scripts/system-packages
