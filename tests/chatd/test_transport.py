@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import pytest
 from uvicorn.config import Config
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.server import ServerState
+from websockets.frames import Frame
 
 from chatd.gateway.limits import LineLimits, Pace
 from chatd.gateway.transport import EXTENSION, ChatdProtocol, Transport, protocols, ws_frame
@@ -143,6 +145,22 @@ async def test_end_is_told_once_before_anything_else(how: str) -> None:
     if how != "lost":
         line.protocol.connection_lost(None)
     assert line.told == [False]
+
+
+@pytest.mark.parametrize("text", [b"the words of a phone", b"what is \xff no text"])
+async def test_what_a_phone_sent_last_goes_with_its_connection(text: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """No ring of objects keeps a frame until the collector comes, whether or not it could be read."""
+    line = Line()
+    await line.open()
+    gc.disable()
+    try:
+        line.protocol.data_received(bytes((0x81, 0x80 | len(text))) + MASK + text)
+        line.protocol.connection_lost(None)
+        caplog.clear()  # the test's own log keeps a fault with its frames
+        left = [each for each in gc.get_objects() if isinstance(each, Frame) and bytes(each.data) == text]
+    finally:
+        gc.enable()
+    assert left == []
 
 
 # --- bounds -------------------------------------------------------------------------------------------------
