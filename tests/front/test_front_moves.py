@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import secrets
 import shlex
 import subprocess
@@ -31,13 +32,15 @@ from tests.server import START_S, Hospital, Process, hospital
 pytestmark = pytest.mark.front
 
 PHONES = 50
+#: A machine that others use too stretches every bound of time by this.
+PATIENCE = float(os.environ.get("FRONT_PATIENCE", "1"))
 #: The bound of a reconnect for 95 of 100 phones, as the product promises it.
-BACK_S = 10.0
+BACK_S = 10.0 * PATIENCE
 #: A phone's first wait before it comes back, and its longest.
 AGAIN_S, MOST_S = 0.25, 2.0
 #: A phone asks this often.
 PAUSE_S = 1.5
-SETTLED_S = 60.0
+SETTLED_S = 60.0 * PATIENCE
 
 
 class Ward:
@@ -248,7 +251,7 @@ async def settle(doctors: list[Doctor], bells: Bells) -> None:
 
 
 def assert_back_in_time(doctors: list[Doctor]) -> None:
-    """95 of 100 that were away were back within 10 s; the figures are printed by -rP."""
+    """95 of 100 that were away were back in time; the figures are printed by -rP."""
     reasons = sum((doctor.reasons for doctor in doctors), Counter())
     away_s = sorted(seconds for doctor in doctors for seconds in doctor.away_s)
     print(f"away {len(away_s)}: median {away_s[len(away_s) // 2]:.2f} s, longest {away_s[-1]:.2f} s; {dict(reasons)}")
@@ -296,12 +299,15 @@ async def test_gateway_killed_sends_its_phones_to_the_other(ward: Ward, doctors:
     ringing = asyncio.create_task(bells.run())
     await until(lambda: len(bells.recorded) > 1)
     await asyncio.to_thread(ward.kill, "b")
-    await until(lambda: any(doctor.connections > 1 for doctor in doctors))
-    await until(lambda: all(doctor.phone.socket is not None for doctor in doctors))
-    ringing.cancel()
-    await settle(doctors, bells)
-    assert_back_in_time(doctors)
-    await asyncio.to_thread(ward.start, "b")
+    try:
+        await until(lambda: any(doctor.connections > 1 for doctor in doctors))
+        await until(lambda: all(doctor.phone.socket is not None for doctor in doctors))
+        ringing.cancel()
+        await settle(doctors, bells)
+        assert_back_in_time(doctors)
+    finally:
+        # The other tests need both.
+        await asyncio.to_thread(ward.start, "b")
 
 
 async def test_rolling_upgrade_loses_no_session(ward: Ward, doctors: list[Doctor], tmp_path: Path) -> None:
