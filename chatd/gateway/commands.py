@@ -382,9 +382,7 @@ async def _append(
     patient_id: str | bool | None = False,
 ) -> None:
     node, key = connection.node, _key(connection)
-    seq, new = await node.sessions.append(
-        key, connection.epoch, event_id, frame, patient_id=patient_id, acted_ms=epoch_ms(node.clock.now())
-    )
+    seq, new = await node.sessions.append(key, connection.epoch, event_id, frame, patient_id=patient_id, is_act=True)
     if new:
         node.ring(key, connection.epoch, seq, frame)
         return
