@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 from typing import Any, cast
 
 import pytest
@@ -48,7 +49,7 @@ class Socket:
 class Line:
     """One connection of an application that accepts and then does what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, accepted: socket.socket | None = None) -> None:
         self.handle: asyncio.Future[Transport] = asyncio.get_running_loop().create_future()
         self.closed = asyncio.Event()
         self.told: list[bool] = []
@@ -58,7 +59,14 @@ class Line:
         config.load()
         self.protocol = ChatdProtocol(config, ServerState(), {}, asyncio.get_running_loop())
         self.socket = Socket()
-        self.protocol.connection_made(cast(asyncio.Transport, self.socket))
+        self._accepted = accepted
+        if accepted is None:
+            self.protocol.connection_made(cast(asyncio.Transport, self.socket))
+
+    async def connected(self) -> None:
+        """Let the loop work the real socket that was given."""
+        assert self._accepted is not None
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: self.protocol, self._accepted)
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         handle: Transport = scope["extensions"][EXTENSION]
@@ -130,3 +138,23 @@ async def test_end_is_told_once_before_anything_else(how: str) -> None:
     if how != "lost":
         line.protocol.connection_lost(None)
     assert line.told == [False]
+
+
+async def test_phone_that_reads_nothing_is_noticed_within_a_megabyte() -> None:
+    """The kernel holds a bounded part of what a real socket is sent, and says so before it would hold all."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as phone:
+        phone.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        phone.connect(listening.getsockname())
+        accepted, _ = listening.accept()
+        line = Line(accepted)
+        await line.connected()
+        phone.sendall(UPGRADE)
+        handle = await line.handle
+        frame = ws_frame(bytes(4096))
+        written = 0
+        while handle.is_writable and written < 1 << 20:
+            handle.write(frame)
+            written += len(frame)
+            await asyncio.sleep(0)
+        assert not handle.is_writable
+        line.protocol.transport.abort()
