@@ -9,7 +9,7 @@ from collections import defaultdict
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.typing import Subprotocol
 
 #: No single wait of a test is longer; a server that needs more has failed.
@@ -82,6 +82,22 @@ class ChatClient:
         elif welcome["seq"] != self.seq + welcome["replay"]:
             raise Broken("welcome counts wrongly")
         return welcome
+
+    async def come_back(self, url: str | None = None) -> dict[str, Any]:
+        """Connect as a phone does, again and again while it is told to come back, until it has its session; bounded.
+
+        While Redis is away the server lets a phone in for its alerts alone, and sends it back when Redis answers.
+        """
+        async with asyncio.timeout(2 * self.wait_s):
+            while True:
+                try:
+                    welcome = await self.connect(url)
+                except (ConnectionClosed, InvalidHandshake, OSError, Broken):
+                    await asyncio.sleep(0.1)
+                    continue
+                if not welcome.get("alerts_only"):
+                    return welcome
+                await self.to_the_end()
 
     async def send(self, frame: dict[str, Any]) -> None:
         assert self.socket is not None

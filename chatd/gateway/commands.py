@@ -409,7 +409,7 @@ async def _append(
 ) -> None:
     node, key = connection.node, _key(connection)
     seq, new, epoch = await node.sessions.append(
-        key, connection.epoch, event_id, frame, patient_id=patient_id, acted_ms=epoch_ms(node.clock.now())
+        key, connection.epoch, event_id, frame, patient_id=patient_id, is_act=True
     )
     if new:
         node.ring(key, epoch, seq, frame)

@@ -31,7 +31,10 @@ if used >= limit then
 end
 redis.call('ZADD', rate, now, ARGV[4])
 redis.call('PEXPIRE', rate, window)
-redis.call('HSET', session, 'acted', now,
+-- When a person acted is told by Redis's own clock, as in open.lua.
+local time = redis.call('TIME')
+local clock = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('HSET', session, 'acted', clock,
   'i:' .. ARGV[2], ARGV[3] .. ' ' .. ARGV[4],
   'q:' .. ARGV[4], ARGV[5],
   'w:' .. ARGV[4], ARGV[6],

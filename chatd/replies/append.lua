@@ -2,7 +2,7 @@
 -- KEYS: session hash, log stream, open responses, proposals hash.
 -- ARGV: epoch, event id, sealed event, owner ('' when no run), response_id, 1 when it ends the run,
 --       most events kept, ttl_ms, doorbell channel, session key, sealed active patient ('' keeps, '-' clears),
---       now_ms when a person's command made the event ('' otherwise), the appending node,
+--       1 when a person's command made the event ('' otherwise), the appending node,
 --       then pairs of proposal id and sealed proposal.
 -- Returns: {'lost'} | {'fenced'} | {'again', seq, epoch now} | {'appended', seq, epoch now}.
 local session, log, open, proposals = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -30,7 +30,9 @@ elseif ARGV[11] ~= '' then
   redis.call('HSET', session, 'patient', ARGV[11])
 end
 if ARGV[12] ~= '' then
-  redis.call('HSET', session, 'acted', ARGV[12])
+  -- By Redis's own clock, as in open.lua.
+  local time = redis.call('TIME')
+  redis.call('HSET', session, 'acted', time[1] * 1000 + math.floor(time[2] / 1000))
 end
 for i = 14, #ARGV, 2 do
   redis.call('HSET', proposals, ARGV[i], ARGV[i + 1])

@@ -64,9 +64,9 @@ def _answering() -> Iterator[None]:
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
     """A session as found or made: ``existed`` False means that this call made it. ``idle_ms``: how long no person
-    has acted in it, on whatever connection. ``first_seq``: the oldest event still in the log, the next one's when
-    there is none. ``asked``: questions of the user within the last minute. ``former``: the epoch before this history of
-    Redis ('' where there was none), which up to ``former_seq`` means the same events."""
+    has acted in it, on whatever connection, by Redis's own clock. ``first_seq``: the oldest event still in the log,
+    the next one's when there is none. ``asked``: questions of the user within the last minute. ``former``: the epoch
+    before this history of Redis ('' where there was none), which up to ``former_seq`` means the same events."""
 
     key: str
     epoch: str
@@ -191,7 +191,7 @@ class Sessions:
             seq=int(found[2]),
             existed=bool(found[3]),
             patient_id=self._open_sealed(key, "patient", sealed).decode() if sealed else None,
-            idle_ms=max(0, now_ms - int(found[5])),
+            idle_ms=int(found[5]),
             first_seq=int(found[6]) or int(found[2]) + 1,
             asked=int(found[7]),
             former=found[8].decode(),
@@ -267,7 +267,7 @@ class Sessions:
         owner: str = "",
         ends_run: bool = False,
         patient_id: str | bool | None = False,
-        acted_ms: int | None = None,
+        is_act: bool = False,
         proposals: Iterable[tuple[str, bytes]] = (),
     ) -> Placed:
         """Append a durable frame (encoded without position) and ring the doorbell.
@@ -276,7 +276,7 @@ class Sessions:
             event_id: the idempotency key; the second append of the same id changes nothing.
             owner: with ``response_id``, the node that must hold the run's lease.
             patient_id: the session's active patient from now on; False leaves it.
-            acted_ms: when, if a person's command made the event.
+            is_act: a person's command made the event.
         Raises:
             SessionLost, Fenced.
         """
@@ -295,7 +295,7 @@ class Sessions:
             DOORBELL,
             key,
             patient,
-            "" if acted_ms is None else acted_ms,
+            "1" if is_act else "",
             self._node_id,
         ]
         for action_id, proposal in proposals:

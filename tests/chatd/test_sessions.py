@@ -59,6 +59,23 @@ async def test_open_after_redis_lost_memory_tells_so(sessions: Sessions, redis: 
     assert after.was_lost(before.epoch)
 
 
+async def test_open_counts_rest_by_one_clock(sessions: Sessions, redis: Redis) -> None:
+    """A gateway whose clock is two hours ahead finds no session idle; what rested rests, until a person acts."""
+    epoch = (await sessions.open(KEY, now_ms=0)).epoch
+    assert (await sessions.open(KEY, now_ms=7_200_000)).idle_ms < 3_600_000
+    hour_ago_ms = int((await redis.time())[0]) * 1000 - 3_600_000
+    [found] = [key async for key in redis.scan_iter() if await redis.type(key) == b"hash"]
+    for acts in (
+        lambda: sessions.append(KEY, epoch, "ctx", b"{}", is_act=True),
+        lambda: accept(sessions, epoch, now_ms=-7_200_000),
+    ):
+        await redis.hset(found, "acted", hour_ago_ms)
+        await sessions.append(KEY, epoch, f"by itself {acts}", b"{}")
+        assert (await sessions.open(KEY, now_ms=0)).idle_ms >= 3_600_000
+        await acts()
+        assert (await sessions.open(KEY, now_ms=0)).idle_ms < 3_600_000
+
+
 async def test_accept_same_id_is_duplicate(sessions: Sessions) -> None:
     """A resend gets the first response id and costs nothing of the rate."""
     epoch = (await sessions.open(KEY, now_ms=0)).epoch

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gc
 import logging
+import socket
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -64,7 +65,7 @@ class Socket:
 class Line:
     """One connection of an application that accepts and then does what it is told."""
 
-    def __init__(self, kind: type[ChatdProtocol] = ChatdProtocol) -> None:
+    def __init__(self, kind: type[ChatdProtocol] = ChatdProtocol, *, accepted: socket.socket | None = None) -> None:
         self.handle: asyncio.Future[Transport] = asyncio.get_running_loop().create_future()
         self.closed = asyncio.Event()
         self.told: list[bool] = []
@@ -74,7 +75,14 @@ class Line:
         config.load()
         self.protocol = kind(config, ServerState(), {}, asyncio.get_running_loop())
         self.socket = Socket()
-        self.protocol.connection_made(cast(asyncio.Transport, self.socket))
+        self._accepted = accepted
+        if accepted is None:
+            self.protocol.connection_made(cast(asyncio.Transport, self.socket))
+
+    async def connected(self) -> None:
+        """Let the loop work the real socket that was given."""
+        assert self._accepted is not None
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: self.protocol, self._accepted)
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         handle: Transport = scope["extensions"][EXTENSION]
@@ -407,3 +415,23 @@ async def test_ping_behind_broken_text_is_not_answered() -> None:
     assert line.socket.written[-1].endswith(b"\x88\x02\x03\xef")
     assert line.socket.is_ended
     line.protocol.connection_lost(None)
+
+
+async def test_phone_that_reads_nothing_is_noticed_within_a_megabyte() -> None:
+    """The kernel holds a bounded part of what a real socket is sent, and says so before it would hold all."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as phone:
+        phone.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        phone.connect(listening.getsockname())
+        accepted, _ = listening.accept()
+        line = Line(accepted=accepted)
+        await line.connected()
+        phone.sendall(UPGRADE)
+        handle = await line.handle
+        frame = ws_frame(bytes(4096))
+        written = 0
+        while handle.is_writable and written < 1 << 20:
+            handle.write(frame)
+            written += len(frame)
+            await asyncio.sleep(0)
+        assert not handle.is_writable
+        line.protocol.transport.abort()

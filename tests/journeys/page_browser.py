@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Pictures of the page that a test run leaves behind; no reference, only for looking at.
 SCREENS = ROOT / "out" / "screens"
+
+#: Finds what is wrong on any screen: names, contrast, landmarks, widths.
+CHECKS = Path(__file__).with_name("page_checks.js").read_text(encoding="utf-8")
+Open = Callable[..., Page]
+#: What a loaded machine may take for what a page does at once; nothing is shown by it being over.
+PATIENT_MS = 30_000
+expect.set_options(timeout=PATIENT_MS)
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _ARGS = (
@@ -53,3 +61,13 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def run(page: Page, head: str, body: str) -> Any:
+    """What a function of these two parts returns inside the page."""
+    return page.evaluate(f"async () => {{ {head} {body} }}")
+
+
+def live(page: Page) -> None:
+    """Wait until the page's line is open."""
+    expect(page.locator("status-line.is-live")).to_be_visible()

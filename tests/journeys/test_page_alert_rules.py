@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -12,10 +11,10 @@ from playwright.sync_api import Page
 
 from chatd.alerts.model import CLOSED, NOTIFYING
 from protocols.frames import SystemNotification
-from tests.fakes.fake_chatd import FakeChatd
-from tests.journeys.page_browser import chromium
+from tests.journeys.page_browser import run
 from tests.journeys.test_page_rules import LIVE
 
+pytest_plugins = ("tests.journeys.page_fixtures",)
 pytestmark = pytest.mark.browser
 
 BOOK = """
@@ -47,24 +46,6 @@ ALERTS = (
     const known = () => { const session = live(); session.userId = "me"; return session; };
 """
 )
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    """A page of the fake's origin, from which modules can be imported."""
-    fake = FakeChatd()
-    fake.start()
-    try:
-        with chromium() as browser:
-            page = browser.new_page()
-            page.goto(fake.url)
-            yield page
-    finally:
-        fake.stop()
-
-
-def run(page: Page, head: str, body: str) -> Any:
-    return page.evaluate(f"async () => {{ {head} {body} }}")
 
 
 # --- the log's cursor ---------------------------------------------------------------------------------------

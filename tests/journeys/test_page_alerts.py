@@ -3,79 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from protocols import frames as f
 from protocols.errors import ErrorCode
 from tests.fakes.fake_chatd import OPTIONS, TEAM, FakeChatd
-from tests.journeys.page_browser import SCREENS, chromium
+from tests.journeys.page_browser import CHECKS, SCREENS, Open, live
 
+pytest_plugins = ("tests.journeys.page_fixtures",)
 pytestmark = [pytest.mark.browser, pytest.mark.heavy]
 
-CHECKS = Path(__file__).with_name("page_checks.js").read_text(encoding="utf-8")
 ME = "dr.santos.cardio"
 TEXT = "Cardiac arrest, room 4"
-Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeChatd]:
-    double = FakeChatd()
-    double.start()
-    yield double
-    double.stop()
-
-
-@pytest.fixture
-def open_page(browser: Browser, fake: FakeChatd) -> Iterator[Open]:
-    """Opens the page; at the end no error stands in its console and every frame it sent was in the agreed form."""
-    contexts, complaints = [], []
-
-    def open_it(
-        path: str = "", *, width: int = 390, height: int = 800, lang: str = "en-GB", scheme: Any = "light"
-    ) -> Page:
-        context = browser.new_context(
-            viewport={"width": width, "height": height}, locale=lang, color_scheme=scheme, reduced_motion="reduce"
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.goto(fake.url + path)
-        page.locator("chatd-sign-in button[type=submit]").click()
-        return page
-
-    yield open_it
-    for context in contexts:
-        context.close()
-    assert [text for text in complaints if "WebSocket connection to" not in text] == []
-    assert fake.invalid == []
-
-
-@pytest.fixture
-def page(open_page: Open) -> Page:
+def page(open_phone: Open) -> Page:
     """A signed-in physician's phone."""
-    opened = open_page()
+    opened = open_phone()
     live(opened)
     return opened
-
-
-def live(page: Page) -> None:
-    expect(page.locator("status-line.is-live")).to_be_visible()
 
 
 def sheet(page: Page) -> Any:
@@ -118,9 +70,9 @@ def iso(at: datetime) -> str:
         (1600, "light", "pt-PT"),
     ],
 )
-def test_alert_screens_pass_their_checks(open_page: Open, fake: FakeChatd, width: int, scheme: str, lang: str) -> None:
+def test_alert_screens_pass_their_checks(open_phone: Open, fake: FakeChatd, width: int, scheme: str, lang: str) -> None:
     """Sheet, reasons, team, list, raising and presence have names, contrast and targets, and fit their width."""
-    page = open_page(width=width, lang=lang, scheme=scheme)
+    page = open_phone(width=width, lang=lang, scheme=scheme)
     live(page)
     mark = f"{lang[:2]}-{scheme}-{width}"
     late = iso(datetime.now(UTC) - timedelta(minutes=7))
@@ -532,7 +484,7 @@ def test_presence_is_set_with_its_end_and_delegate(page: Page, fake: FakeChatd) 
     ],
 )
 def test_presence_that_is_saved_again_keeps_its_end_and_delegate(
-    open_page: Open,
+    open_phone: Open,
     fake: FakeChatd,
     lang: str,
     until_label: str,
@@ -545,7 +497,7 @@ def test_presence_that_is_saved_again_keeps_its_end_and_delegate(
     """The form begins with what is known, so whoever changes one thing loses no other; an end can be taken back."""
     until = iso(datetime.now(UTC) + timedelta(hours=1))
     fake.presence = f.OwnPresence(state="in_procedure", until=until, delegate_to="dr.mendes.cardio", is_accepted=True)
-    page = open_page(lang=lang)
+    page = open_phone(lang=lang)
     live(page)
     page.locator("[data-key=presence]").click()
     dialog = page.locator("presence-dialog")
@@ -574,12 +526,12 @@ def test_presence_that_is_saved_again_keeps_its_end_and_delegate(
     ],
 )
 def test_own_presence_is_shown_again_after_a_reload(
-    open_page: Open, fake: FakeChatd, lang: str, state: str, asked: str, covered: str
+    open_phone: Open, fake: FakeChatd, lang: str, state: str, asked: str, covered: str
 ) -> None:
     """What one is available for is known on a page that has just begun, with who stands in and since they accepted."""
     until = datetime.now(UTC) + timedelta(hours=1)
     fake.presence = f.OwnPresence(state="in_procedure", until=iso(until), delegate_to="dr.mendes.cardio")
-    page = open_page(lang=lang)
+    page = open_phone(lang=lang)
     live(page)
     button = page.locator("[data-key=presence]")
     expect(button).to_contain_text(state)
@@ -608,7 +560,7 @@ def test_own_presence_is_shown_again_after_a_reload(
     [(320, 640, "light"), (390, 844, "dark"), (1280, 720, "light"), (1280, 720, "dark"), (1600, 900, "light")],
 )
 def test_board_shows_critical_alerts_at_every_size(
-    open_page: Open, fake: FakeChatd, width: int, height: int, scheme: str
+    open_phone: Open, fake: FakeChatd, width: int, height: int, scheme: str
 ) -> None:
     """Twenty alerts: each critical one is whole inside the window, what does not fit is counted, nothing scrolls."""
     soon = iso(datetime.now(UTC) + timedelta(seconds=200))
@@ -616,7 +568,7 @@ def test_board_shows_critical_alerts_at_every_size(
         f.AlertSlot(**{**f_fields(one), "by": f"person.{one.id}", "eta_at": soon}) if one.id != "runner" else one
         for one in TEAM
     )
-    page = open_page("#board", width=width, height=height, scheme=scheme)
+    page = open_phone("#board", width=width, height=height, scheme=scheme)
     expect(page.locator("wall-board")).to_contain_text("No open alerts")
     expect(page.locator("wall-board")).to_contain_text("last word")
     shoot(page, f"board-{scheme}-{width}-1-empty")
@@ -644,9 +596,9 @@ def test_board_shows_critical_alerts_at_every_size(
     assert "João" not in page.content()
 
 
-def test_board_says_when_it_last_heard(open_page: Open, fake: FakeChatd) -> None:
+def test_board_says_when_it_last_heard(open_phone: Open, fake: FakeChatd) -> None:
     """Without a line the board says since when, in large letters, and keeps what it knew."""
-    page = open_page("board", width=1280)
+    page = open_phone("board", width=1280)
     fake.alert(alert_id="al-1", priority="critical", content=TEXT)
     expect(page.locator(".board-card")).to_have_count(1)
     fake.refuse = True

@@ -3,68 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from protocols import frames as f
 from protocols.errors import CloseCode, ErrorCode
 from tests.fakes.fake_chatd import FakeChatd, canned_facts, canned_reply
-from tests.journeys.page_browser import SCREENS, chromium
+from tests.journeys.page_browser import CHECKS, SCREENS, Open, live
 
+pytest_plugins = ("tests.journeys.page_fixtures",)
 pytestmark = [pytest.mark.browser, pytest.mark.heavy]
 
-CHECKS = Path(__file__).with_name("page_checks.js").read_text(encoding="utf-8")
 QUESTION = "Analyze João Silva's ECG results"
-Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeChatd]:
-    double = FakeChatd()
-    double.start()
-    yield double
-    double.stop()
-
-
-@pytest.fixture
-def open_page(browser: Browser, fake: FakeChatd) -> Iterator[Open]:
-    """Opens the page; at the end no error stands in its console and every frame it sent was in the agreed form."""
-    contexts, complaints = [], []
-
-    def open_it(*, width: int = 1280, lang: str = "en-GB", scheme: Any = "light", **more: Any) -> Page:
-        context = browser.new_context(
-            viewport={"width": width, "height": 800}, locale=lang, color_scheme=scheme, reduced_motion="reduce", **more
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.goto(fake.url)
-        return page
-
-    yield open_it
-    for context in contexts:
-        context.close()
-    expected = ("WebSocket connection to", "status of 404")  # a refused line and a server that is no demo
-    assert [text for text in complaints if not any(part in text for part in expected)] == []
-    assert fake.invalid == []
 
 
 def sign_in(page: Page) -> None:
     page.locator("chatd-sign-in button[type=submit]").click()
-    expect(page.locator("status-line.is-live")).to_be_visible()
+    live(page)
 
 
 def choose(page: Page, name: str = "João Silva") -> None:

@@ -2,67 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from protocols import frames as f
 from protocols.errors import ErrorCode
 from tests.fakes.fake_chatd import FakeChatd
-from tests.journeys.page_browser import SCREENS, chromium
+from tests.journeys.page_browser import CHECKS, SCREENS, Open, live
 
+pytest_plugins = ("tests.journeys.page_fixtures",)
 pytestmark = [pytest.mark.browser, pytest.mark.heavy]
 
-CHECKS = Path(__file__).with_name("page_checks.js").read_text(encoding="utf-8")
 ME, MENDES, ALVES = "dr.santos.cardio", "dr.mendes.cardio", "enf.alves"
 POTASSIUM = "Potassium 6.9 mmol/L, bed 4: ECG and treatment"
 NEWS = "Bed 7: NEWS2 8, please see the patient"
 PAIN = "Bed 9: chest pain again"
-Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeChatd]:
-    double = FakeChatd()
-    double.start()
-    yield double
-    double.stop()
-
-
-@pytest.fixture
-def open_page(browser: Browser, fake: FakeChatd) -> Iterator[Open]:
-    """Opens the page; at the end no error stands in its console and every frame it sent was in the agreed form."""
-    contexts, complaints = [], []
-
-    def open_it(*, width: int = 390, height: int = 844, lang: str = "en-GB", scheme: Any = "light") -> Page:
-        context = browser.new_context(
-            viewport={"width": width, "height": height}, locale=lang, color_scheme=scheme, reduced_motion="reduce"
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.goto(fake.url)
-        page.locator("chatd-sign-in button[type=submit]").click()
-        expect(page.locator("status-line.is-live")).to_be_visible()
-        return page
-
-    yield open_it
-    for context in contexts:
-        context.close()
-    assert [text for text in complaints if "WebSocket connection to" not in text] == []
-    assert fake.invalid == []
 
 
 def iso(at: datetime) -> str:
@@ -128,10 +85,11 @@ def hands(fake: FakeChatd) -> list[tuple[str, str, str | None]]:
     ],
 )
 def test_handover_screens_pass_their_checks(
-    open_page: Open, fake: FakeChatd, width: int, scheme: str, lang: str
+    open_phone: Open, fake: FakeChatd, width: int, scheme: str, lang: str
 ) -> None:
     """Giving and being asked: names, contrast, targets of 44 px, in both languages and at a phone's width."""
-    page = open_page(width=width, lang=lang, scheme=scheme)
+    page = open_phone(width=width, lang=lang, scheme=scheme)
+    live(page)
     mark = f"{lang[:2]}-{scheme}-{width}"
     held(fake, "al-1", POTASSIUM)
     held(fake, "al-2", NEWS, priority="critical")
@@ -164,9 +122,10 @@ def test_handover_screens_pass_their_checks(
     shoot(page, f"{mark}-5-page")
 
 
-def test_handover_gives_what_is_ticked_and_says_where_each_stands(open_page: Open, fake: FakeChatd) -> None:
+def test_handover_gives_what_is_ticked_and_says_where_each_stands(open_phone: Open, fake: FakeChatd) -> None:
     """Each row is a command of its own; it is the giver's, and says so, until the colleague has taken it."""
-    page = open_page()
+    page = open_phone()
+    live(page)
     held(fake, "al-1", POTASSIUM)
     held(fake, "al-2", NEWS)
     held(fake, "al-3", "Not mine", by=ALVES)
@@ -194,9 +153,10 @@ def test_handover_gives_what_is_ticked_and_says_where_each_stands(open_page: Ope
     expect(opened.locator(".handover-row")).to_have_count(2)
 
 
-def test_handover_that_is_refused_or_runs_out_is_said_aloud(open_page: Open, fake: FakeChatd) -> None:
+def test_handover_that_is_refused_or_runs_out_is_said_aloud(open_phone: Open, fake: FakeChatd) -> None:
     """It is still the giver's: said to a screen reader at once, shown on the row, and it can be offered again."""
-    page = open_page()
+    page = open_phone()
+    live(page)
     held(fake, "al-1", POTASSIUM)
     expect(page.locator("alert-strip")).to_contain_text(POTASSIUM)
     opened = dialog(page)
@@ -217,9 +177,10 @@ def test_handover_that_is_refused_or_runs_out_is_said_aloud(open_page: Open, fak
     assert hands(fake) == [("hand_over", "al-1", MENDES), ("hand_over", "al-1", ALVES)]
 
 
-def test_handover_is_withdrawn(open_page: Open, fake: FakeChatd) -> None:
+def test_handover_is_withdrawn(open_phone: Open, fake: FakeChatd) -> None:
     """The giver withdraws with one press; the row can be ticked again."""
-    page = open_page()
+    page = open_phone()
+    live(page)
     held(fake, "al-1", POTASSIUM)
     opened = dialog(page)
     opened.get_by_label("To").select_option(MENDES)
@@ -230,9 +191,10 @@ def test_handover_is_withdrawn(open_page: Open, fake: FakeChatd) -> None:
     assert [answer for answer, _, _ in hands(fake)] == ["hand_over", "revoke_handover"]
 
 
-def test_successor_takes_each_by_itself(open_page: Open, fake: FakeChatd) -> None:
+def test_successor_takes_each_by_itself(open_phone: Open, fake: FakeChatd) -> None:
     """The bar counts what one is asked for; each is taken or refused alone, and what was taken is then one's own."""
-    page = open_page()
+    page = open_phone()
+    live(page)
     held(fake, "al-1", POTASSIUM, by=MENDES, handovers=(offer(MENDES, ME),))
     held(fake, "al-2", NEWS, by=MENDES)
     event(fake, "al-2", "handover_offered", offer(MENDES, ME), by=MENDES, who=(holder(MENDES),),
@@ -255,9 +217,10 @@ def test_successor_takes_each_by_itself(open_page: Open, fake: FakeChatd) -> Non
     expect(page.locator(".sheet").get_by_role("button", name="Done")).to_be_visible()
 
 
-def test_handover_that_ended_meanwhile_says_why(open_page: Open, fake: FakeChatd) -> None:
+def test_handover_that_ended_meanwhile_says_why(open_phone: Open, fake: FakeChatd) -> None:
     """A refusal stands on its row; nothing is shown as taken over."""
-    page = open_page()
+    page = open_phone()
+    live(page)
     held(fake, "al-1", POTASSIUM, by=MENDES, handovers=(offer(MENDES, ME),))
     opened = dialog(page)
     fake.error_next = ErrorCode.HANDOVER_ENDED
@@ -266,9 +229,10 @@ def test_handover_that_ended_meanwhile_says_why(open_page: Open, fake: FakeChatd
     expect(opened).not_to_contain_text("You have it")
 
 
-def test_handover_waits_for_the_line_under_one_id(open_page: Open, fake: FakeChatd) -> None:
+def test_handover_waits_for_the_line_under_one_id(open_phone: Open, fake: FakeChatd) -> None:
     """Without a line the row says that it is not sent; with the line the same command goes out again."""
-    page = open_page()
+    page = open_phone()
+    live(page)
     held(fake, "al-1", POTASSIUM)
     opened = dialog(page)
     opened.get_by_label("To").select_option(MENDES)
@@ -286,9 +250,10 @@ def test_handover_waits_for_the_line_under_one_id(open_page: Open, fake: FakeCha
     assert sent[0] == sent[1]
 
 
-def test_handover_of_a_proposed_action_goes_on_as_an_alert(open_page: Open, fake: FakeChatd) -> None:
+def test_handover_of_a_proposed_action_goes_on_as_an_alert(open_phone: Open, fake: FakeChatd) -> None:
     """The chip says that it was handed over, and the alert that it has become stands among the giver's own."""
-    page = open_page()
+    page = open_phone()
+    live(page)
     page.locator("patient-banner [data-key=choose]").click()
     page.locator("patient-dialog .patient-row", has_text="João Silva").first.click()
     expect(page.locator("patient-banner")).to_contain_text("João Silva")

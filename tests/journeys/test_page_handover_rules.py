@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page
 
-from tests.journeys.test_page_alert_rules import ALERTS, BOOK, page, run
+from tests.journeys.page_browser import run
+from tests.journeys.test_page_alert_rules import ALERTS, BOOK
 
+pytest_plugins = ("tests.journeys.page_fixtures",)
 pytestmark = pytest.mark.browser
-__all__ = ["page"]
 
 OFFERS = (
     BOOK

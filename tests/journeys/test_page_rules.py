@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.sync_api import Page
@@ -15,9 +13,9 @@ from chatd.identity.break_glass import MIN_REASON_CHARS
 from chatd.identity.roles import TABLE
 from protocols.errors import CloseCode, ErrorCode
 from protocols.frames import ALERT_DURABLE, SESSION_DURABLE
-from tests.fakes.fake_chatd import FakeChatd
-from tests.journeys.page_browser import chromium
+from tests.journeys.page_browser import run
 
+pytest_plugins = ("tests.journeys.page_fixtures",)
 pytestmark = pytest.mark.browser
 
 RULES = Path(__file__).with_name("page_rules.js").read_text(encoding="utf-8")
@@ -52,24 +50,6 @@ MODEL = """
     const final = (id, more = {}, data = {}) => ({ type: "ai_response", response_id: `r-${id}`, client_msg_id: id,
         status: "completed", patient_id: null, content: { text: "t", structured_data: data }, ...more });
 """
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    """A page of the fake's origin, from which modules can be imported."""
-    fake = FakeChatd()
-    fake.start()
-    try:
-        with chromium() as browser:
-            page = browser.new_page()
-            page.goto(fake.url)
-            yield page
-    finally:
-        fake.stop()
-
-
-def run(page: Page, head: str, body: str) -> Any:
-    return page.evaluate(f"async () => {{ {head} {body} }}")
 
 
 @pytest.mark.parametrize("block", range(10))

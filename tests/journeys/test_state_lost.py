@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from tests.chat_client import WAIT_S, Broken, ChatClient
+from tests.chat_client import WAIT_S, ChatClient
 from tests.http_call import call
 from tests.journeys.conftest import ENV
 from tests.server import Hospital, Process, hospital
@@ -48,16 +47,6 @@ def imported_bundle() -> dict[str, Any]:
         "gender": "female",
     }
     return {"resourceType": "Bundle", "type": "collection", "entry": [{"resource": person}, {"resource": allergy}]}
-
-
-async def come_back(phone: ChatClient, url: str | None = None) -> dict[str, Any]:
-    """Connect as a phone does: again and again while it is told to come back, within a bound."""
-    async with asyncio.timeout(2 * WAIT_S):
-        while True:
-            try:
-                return await phone.connect(url)
-            except (ConnectionClosed, InvalidHandshake, OSError, Broken):
-                await asyncio.sleep(0.1)
 
 
 async def answered_once(phone: ChatClient, question: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +173,7 @@ async def test_lost_redis_begins_new_epochs_and_loads_all_layers_again(
     goodbye = doctor.direct[-1]
     assert (goodbye["type"], goodbye["code"], goodbye["reconnect"]) == ("goaway", 4003, True)
 
-    welcome = await come_back(doctor)
+    welcome = await doctor.come_back()
     assert (welcome["resumed"], welcome["gap_reason"], welcome["seq"]) == (False, "epoch_changed", 0)
     assert welcome["epoch"] != old_epoch
     assert doctor.snapshot is not None
@@ -261,11 +250,11 @@ async def test_phone_that_comes_while_redis_is_away_has_its_alerts(phone: Phone,
         os.kill(pid, signal.SIGCONT)
     for each in (doctor, newcomer):
         assert await each.to_the_end() == 4000
-    welcome = await come_back(doctor)
+    welcome = await doctor.come_back()
     assert (welcome["alerts_only"], welcome["resumed"], welcome["epoch"], welcome["seq"]) == (False, True, epoch, seq)
     assert (await answered_once(doctor, question))["status"] == "completed"
     assert [len(doctor.answers[each]) for each in ("m-1", "m-2")] == [1, 1]
-    welcome = await come_back(newcomer)
+    welcome = await newcomer.come_back()
     assert (welcome["alerts_only"], welcome["resumed"], welcome["gap_reason"]) == (False, False, "first")
     assert newcomer.snapshot is not None
     assert alert_id in [each["alert_id"] for each in newcomer.snapshot["open_alerts"]]
@@ -356,7 +345,7 @@ async def test_killed_gateway_is_started_again_and_phones_resume(phone: Phone, p
     killed = gateway_of(place)
     os.kill(killed, signal.SIGKILL)
     assert await doctor.to_the_end() == 1006
-    welcome = await come_back(doctor)
+    welcome = await doctor.come_back()
     assert (welcome["resumed"], welcome["gap_reason"]) == (True, None)
     if "m-2" not in doctor.answers:
         await answered_once(doctor, question)
@@ -393,7 +382,7 @@ async def test_killed_up_takes_its_gateway_along_and_the_next_goes_on(fragile: H
     assert await doctor.closed_with() == 4000
     assert [frame["type"] for frame in doctor.direct if frame["type"] == "goaway"] == ["goaway"]
     assert await asyncio.to_thread(place.up.wait_ready) == url
-    welcome = await come_back(doctor)
+    welcome = await doctor.come_back()
     assert (welcome["resumed"], welcome["epoch"]) == (True, doctor.epoch)
     assert (await doctor.ask(ASK, "7823", client_msg_id="m-2"))[-1]["status"] == "completed"
     assert redis_pid(place) == redis
