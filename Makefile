@@ -1,5 +1,5 @@
 # chatd: `make run` shows it, `make test` proves it, `make help` lists the rest.
-.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-front test-abuse fuzz mixing test-page test-inference test-vllm check faults faults-questions faults-alerts faults-escalation faults-inference faults-canary bench bench-inference bench-fanout bench-alerts clean
+.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-front test-abuse fuzz mixing test-page test-inference test-vllm check faults faults-questions faults-alerts faults-escalation faults-inference faults-canary bench bench-inference bench-fanout bench-alerts sbom audit-dependencies clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,12 @@ bench-fanout: dev ## measure one alert to all phones beside nginx with nchan, mo
 bench-alerts: dev ## measure alerts to 200 phones while 20 answers are written
 	@scripts/system-packages
 	@.venv/bin/python loadtest/bench/alerts.py $(ARGS)
+
+sbom: dev ## write out/sbom.json, CycloneDX: what is locked, carried along and needed of the system
+	@scripts/sbom --out out/sbom.json $(ARGS)
+
+audit-dependencies: dev ## compare the locked versions with a vulnerability database; ARGS="--database FOLDER" where the internet is not
+	@scripts/audit-dependencies $(ARGS)
 
 clean: ## remove what the targets made (not the data directory)
 	@rm -rf .venv .venv-vllm out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
