@@ -384,17 +384,9 @@ class Doctor:
         return client
 
     async def connected(self) -> None:
-        """Be connected, again and again until it is. Raises TimeoutError."""
+        """Be connected and have a session, again and again until it is so. Raises TimeoutError."""
         async with asyncio.timeout(WAIT_S):
-            while True:
-                try:
-                    await self._client.connect(self._stand.url)
-                    return
-                except Broken:
-                    self._client = self._new()  # its session is gone, as after the loss of Redis
-                except (OSError, TimeoutError, InvalidHandshake, InvalidMessage, ConnectionClosed):
-                    pass
-                await asyncio.sleep(0.3)
+            await self._client.come_back(self._stand.url)
 
     async def work(self, *, is_rough: bool) -> None:
         """Ask, judge, and raise an alert; ``is_rough``: whatever comes in between is not complained of."""
