@@ -131,9 +131,15 @@ class RecordKeeper:
                 await self._redis.delete(_LOADING_KEY)
 
     async def load(self) -> None:
-        """Put every layer into Redis and mark them loaded; twice leaves the same layers."""
+        """Put every layer into Redis and mark them loaded; twice leaves the same layers.
+
+        Raises:
+            LoadLost: Redis was restarted, emptied or replaced meanwhile; begin again.
+        """
         now = self._clock.now()
         found = configured(self._places.data, is_demo=self._demo, now=now)
+        generation = secrets.token_hex(8)
+        await self._store.begin_load(generation)
         await self._store.put_hospital(found.hospital)
         for department in found.departments:
             await self._store.put_department(department)
@@ -154,7 +160,6 @@ class RecordKeeper:
         for problem in reload.problems:
             # A path may be named after a patient; the registry tells the operator which file it was.
             log.warning("feed_problem", reason=problem.reason)
-        generation = secrets.token_hex(8)
         await self._store.mark_loaded(generation)
         metrics.CONTEXT_RELOADS.inc()
         log.info("layers_loaded", departments=len(everybody), patients=patients + reload.patients)

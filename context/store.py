@@ -4,6 +4,7 @@ Names of keys, below ``prefix`` + "context:" + a tag of the key ring's root:
 
 =====================  ======  ========================================================================
 ``loaded``             string  generation of the load that is complete; absent: Redis has lost its data
+``loading:GENERATION`` string  history of Redis in which this load began, one hour of life
 ``hospital``           string  sealed layer
 ``departments``        set     department ids
 ``department:ID``      string  sealed layer
@@ -25,7 +26,7 @@ import asyncio
 import hashlib
 import hmac
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime
 from typing import Any, Literal, NoReturn, TypeVar, cast
@@ -64,6 +65,8 @@ _MAX_RACES = 64
 #: Ten messages of 4,000 characters and ten answers fit twice; more is dropped from the old end.
 MAX_SESSION_BYTES = 256 * 1024
 MAX_PENDING_ACTIONS = 32
+#: A load that has not ended by then counts as lost. One takes seconds, that of a large hospital minutes.
+_LOAD_LIFE_MS = 3_600_000
 
 T = TypeVar("T")
 
@@ -96,6 +99,27 @@ end
 """
 
 
+# The line of writes that this Redis continues: another one after a restart, and after a replica was promoted.
+_HISTORY = """
+local history = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+"""
+
+# KEYS: loading. ARGV: its life in ms.
+_BEGIN_LOAD = """
+redis.call('SET', KEYS[1], history, 'PX', ARGV[1])
+"""
+
+# KEYS: loading, loaded. ARGV: generation. Returns 1, or 0 where what was put since the load began may be lost.
+# A resend finds its own mark: it lies behind all that was put, so wherever it is, that is too.
+_MARK_LOADED = """
+if redis.call('GET', KEYS[2]) == ARGV[1] then return 1 end
+if redis.call('GET', KEYS[1]) ~= history then return 0 end
+redis.call('SET', KEYS[2], ARGV[1])
+redis.call('DEL', KEYS[1])
+return 1
+"""
+
+
 class StoreError(ChatdError):
     """Root of what the context store raises; none of them holds an id or a text of the record."""
 
@@ -117,6 +141,10 @@ class ContextNotLoaded(StoreError):
     def __init__(self, part: str) -> None:
         super().__init__(part)
         self.part = part
+
+
+class LoadLost(StoreError):
+    """Redis has lost something of what this load had put into it: begin again from the source."""
 
 
 class StoreUnavailable(StoreError):
@@ -188,6 +216,8 @@ class ContextStore:
         self._base = f"{prefix}context:{self._name('tag', '')[:8]}:"
         self._swap = redis.register_script(_SWAP)
         self._put_patient = redis.register_script(_PUT_PATIENT)
+        self._begin_load = redis.register_script(_HISTORY + _BEGIN_LOAD)
+        self._mark_loaded = redis.register_script(_HISTORY + _MARK_LOADED)
         # By key: the sealed bytes and what they opened to. Only the very same bytes are answered from here,
         # so a cached layer is never older than Redis's.
         self._cache: OrderedDict[str, tuple[bytes, object]] = OrderedDict()
@@ -254,10 +284,23 @@ class ContextStore:
         async with self._bounded():
             await self._put_patient(keys=keys, args=["", name, self._key("patients", "")])
 
-    async def mark_loaded(self, generation: str) -> None:
-        """Say that everything is loaded; until then every reading raises ContextNotLoaded."""
+    async def begin_load(self, generation: str) -> None:
+        """Say that a load begins, before its first layer is put. Others may be under way; each has its own name."""
         async with self._bounded():
-            await self._redis.set(self._key("loaded"), generation)
+            await self._begin_load(keys=[self._key("loading", generation)], args=[_LOAD_LIFE_MS])
+
+    async def mark_loaded(self, generation: str) -> None:
+        """Say that everything is loaded; until then every reading raises ContextNotLoaded. Twice is the same as once.
+
+        Raises:
+            LoadLost: Redis was restarted, emptied or replaced by its replica since ``begin_load``, which was more than
+                an hour ago, or never. What lacks then would pass for unknown, so nothing is marked.
+        """
+        keys = [self._key("loading", generation), self._key("loaded")]
+        async with self._bounded():
+            is_whole = await self._mark_loaded(keys=keys, args=[generation])
+        if not is_whole:
+            raise LoadLost
 
     # --- reading layers ---
 
@@ -360,8 +403,13 @@ class ContextStore:
 
     async def departments(self) -> tuple[DepartmentLayer, ...]:
         """All departments, by id. Raises ContextNotLoaded when Redis lost its data."""
-        async with self._bounded():
-            ids = await cast("Awaitable[set[bytes]]", self._redis.smembers(self._key("departments")))
+        async with self._bounded(), self._redis.pipeline(transaction=False) as together:
+            # The mark first: a load that ends after this reading must not make an empty set of one that was not there.
+            together.exists(self._key("loaded"))
+            together.smembers(self._key("departments"))
+            loaded, ids = cast("tuple[int, set[bytes]]", await together.execute())
+        if not loaded:
+            raise ContextNotLoaded("loaded")
         keys = {each: self._key("department", each) for each in sorted(item.decode() for item in ids)}
         found = (await self._get(keys)).items()
         return tuple(

@@ -85,7 +85,6 @@ class PresenceRecord(msgspec.Struct, frozen=True, kw_only=True):
     user_id: str
     roles: tuple[str, ...] = ()
     channels: tuple[Channel, ...] = ()
-    heard_at: datetime | None = None
     state: Availability = "available"
     until: datetime | None = None
     delegate_to: str | None = None

@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, Literal, cast
 
 import msgspec
@@ -75,6 +75,27 @@ return 1
 """
 
 
+#: Who has been here, and what those of them have said of themselves: one round trip, whoever has said nothing left out.
+_ALL: Final = """
+local now = redis.call('TIME')
+local fields = redis.call('HGETALL', KEYS[1])
+local said, asked = {}, {}
+for i = 1, #fields, 2 do
+  local user = string.match(fields[i], '^(.*)|') or ''
+  if not asked[user] then
+    asked[user] = true
+    local state = redis.call('GET', ARGV[1] .. user)
+    if state then
+      said[#said + 1] = user
+      said[#said + 1] = state
+    end
+  end
+end
+local ms = string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000))
+return {ms, fields, redis.call('GET', KEYS[2]), said}
+"""
+
+
 class PresenceUnavailable(ChatdError):
     """Redis did not answer: what a person is available for is not changed, or not known to be."""
 
@@ -109,14 +130,14 @@ class Availed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Known(msgspec.Struct, kw_only=True):
-    """What Redis said of a department at ``at_ms`` of the monotonic clock; its own time then was ``now``.
+    """What Redis said of a department at ``at_ms`` of the monotonic clock; its own time then was ``now_ms``.
 
     ``users``: whose states were asked for. ``told``: what was made of it for a set of own phones, until that changes.
     """
 
     at_ms: int
-    now: datetime
-    heard: dict[tuple[str, Channel], tuple[datetime, str]]
+    now_ms: int
+    heard: dict[tuple[str, Channel], tuple[int, str]]
     states: dict[str, Availed]
     users: frozenset[str]
     told: tuple[dict[tuple[str, Channel], tuple[str, ...]], Present] | None = None
@@ -129,6 +150,7 @@ class Presence:
         self._redis = redis
         self._beat = redis.register_script(_BEAT)
         self._cover = redis.register_script(_COVER)
+        self._all = redis.register_script(_ALL)
         self.phones: Callable[[], Iterable[Here]] = tuple
         self._lately: OrderedDict[str, _Known] = OrderedDict()
         #: The phones that were open when somebody asked last, and what was made of them, by department.
@@ -253,26 +275,28 @@ class Presence:
             writes = self._writes
             try:
                 async with asyncio.timeout(ANSWER_WITHIN_S):
-                    now, heard, since = await self._heard(department)
-                    users = frozenset(user for user, _ in (*own, *heard))
-                    states = await self._states(sorted(users))
+                    told_ms, heard, since, states = await self._heard(department)
+                    before = {user for user, _ in heard}
+                    users = frozenset((*before, *(user for user, _ in own)))
+                    # Those who have just come and whose first beat has not: seldom anybody.
+                    states |= await self._states(sorted(users - before))
             except (RedisError, OSError, TimeoutError):
                 metrics.REDIS_ERRORS.inc()
                 return self.here(department)
-            if self._has_lost(since, now):
-                return Present(records=_records(own, heard, states, now), is_whole=False)
-            known = _Known(at_ms=now_ms or 0, now=now, heard=heard, states=states, users=users)
+            if self._has_lost(since, told_ms):
+                return Present(records=_records(own, heard, states, told_ms), is_whole=False)
+            known = _Known(at_ms=now_ms or 0, now_ms=told_ms, heard=heard, states=states, users=users)
             if now_ms is not None and writes == self._writes:
                 self._keep(department, known)
         if known.told is None or known.told[0] is not own:
-            known.told = own, Present(records=_records(own, known.heard, known.states, known.now))
+            known.told = own, Present(records=_records(own, known.heard, known.states, known.now_ms))
         return known.told[1]
 
-    def _has_lost(self, since: bytes | None, now: datetime) -> bool:
+    def _has_lost(self, since: bytes | None, now_ms: int) -> bool:
         """Whether Redis has lost who is here so lately that other gateways may not have told it anew."""
         if self._since is None or since == self._since:
             return False
-        if since is None or now - _moment(int(since)) < timedelta(seconds=_TOLD_AGAIN_S):
+        if since is None or now_ms - int(since) < _TOLD_AGAIN_S * 1000:
             return True
         self._since = since
         return False
@@ -357,30 +381,29 @@ class Presence:
 
     async def _heard(
         self, department: str
-    ) -> tuple[datetime, dict[tuple[str, Channel], tuple[datetime, str]], bytes | None]:
-        """Redis's time, when each person was last heard on each channel, with their roles; and its first beat."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.time()
-            pipe.hgetall(_key(department))
-            pipe.get(_SINCE)
-            (seconds, micros), fields, since = await pipe.execute()
-        now = _moment(seconds * 1000 + micros // 1000)
-        heard: dict[tuple[str, Channel], tuple[datetime, str]] = {}
+    ) -> tuple[int, dict[tuple[str, Channel], tuple[int, str]], bytes | None, dict[str, Availed]]:
+        """Redis's time, when each person was last heard on each channel, with their roles; its first beat; and what
+        these people have said of themselves."""
+        now, fields, since, said = await self._all(keys=[_key(department), _SINCE], args=[_state_key("")])
+        now_ms = int(now)
+        oldest_ms = now_ms - KEPT_S * 1000
+        heard: dict[tuple[str, Channel], tuple[int, str]] = {}
         gone = []
-        for field, value in cast("dict[bytes, bytes]", fields).items():
+        for field, value in _pairs(fields):
             try:
                 user, _, channel = field.decode().rpartition("|")
                 ms, _, roles = value.decode().partition(" ")
-                at = _moment(int(ms))
-            except (ValueError, OverflowError, OSError):
+                at_ms = int(ms)
+            except ValueError:
                 continue  # of another version: one field must not hold up a department's alerts
-            if now - at > timedelta(seconds=KEPT_S):
+            if at_ms < oldest_ms:
                 gone.append(field)
             else:
-                heard[user, cast(Channel, channel)] = at, roles
+                heard[user, cast(Channel, channel)] = at_ms, roles
         if gone:
             await cast(Any, self._redis.hdel(_key(department), *gone))
-        return now, heard, since
+        read = ((user.decode(errors="replace"), _said(state)) for user, state in _pairs(said))
+        return now_ms, heard, since, {user: state for user, state in read if state is not None}
 
     async def _states(self, users: Sequence[str]) -> dict[str, Availed]:
         if not users:
@@ -393,6 +416,11 @@ class Presence:
         }
 
 
+def _pairs(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """A flat list of fields and values, as Lua returns it."""
+    return zip(flat[::2], flat[1::2], strict=True)
+
+
 def _said(state: bytes) -> Availed | None:
     """None for what cannot be read, as of another version: whoever is not known to be away is called."""
     try:
@@ -401,26 +429,27 @@ def _said(state: bytes) -> Availed | None:
         return None
 
 
+def _at(each: tuple[Any, tuple[int, str]]) -> int:
+    return each[1][0]
+
+
 def _records(
     own: dict[tuple[str, Channel], tuple[str, ...]],
-    heard: dict[tuple[str, Channel], tuple[datetime, str]],
+    heard: dict[tuple[str, Channel], tuple[int, str]],
     states: dict[str, Availed],
-    now: datetime | None,
+    now_ms: int | None,
 ) -> tuple[PresenceRecord, ...]:
     """One record a person, by user id."""
     channels: dict[str, set[Channel]] = {}
     roles: dict[str, set[str]] = {}
-    last: dict[str, datetime] = {}
     for (user, channel), held in own.items():
         channels.setdefault(user, set()).add(channel)
         roles.setdefault(user, set()).update(held)
-        if now is not None:
-            last[user] = now
-    fresh_since = None if now is None else now - timedelta(seconds=FRESH_S)
+    fresh_since_ms = None if now_ms is None else now_ms - FRESH_S * 1000
     named: dict[str, tuple[str, ...]] = {}
     # The newest first: what an older beat says of somebody's roles counts only where nothing newer does.
-    for (user, channel), (at, names) in sorted(heard.items(), key=lambda each: each[1][0], reverse=True):
-        is_here = fresh_since is not None and at >= fresh_since
+    for (user, channel), (at_ms, names) in sorted(heard.items(), key=_at, reverse=True):
+        is_here = fresh_since_ms is not None and at_ms >= fresh_since_ms
         known = channels.get(user)
         if is_here or known is None:
             if names not in named:
@@ -430,23 +459,18 @@ def _records(
             known = channels[user] = set()
         if is_here:
             known.add(channel)
-        last[user] = max(at, last.get(user, at))
-    records = []
-    for user in sorted(channels):
-        said = states.get(user, _AVAILABLE)
-        records.append(
-            PresenceRecord(
-                user_id=user,
-                roles=tuple(sorted(roles.get(user, ()))),
-                channels=tuple(sorted(channels[user])),
-                heard_at=last.get(user),
-                state=said.state,
-                until=said.until,
-                delegate_to=said.delegate_to,
-                is_accepted=said.is_accepted,
-            )
+    return tuple(
+        PresenceRecord(
+            user_id=user,
+            roles=tuple(sorted(roles.get(user, ()))),
+            channels=tuple(sorted(channels[user])),
+            state=(said := states.get(user, _AVAILABLE)).state,
+            until=said.until,
+            delegate_to=said.delegate_to,
+            is_accepted=said.is_accepted,
         )
-    return tuple(records)
+        for user in sorted(channels)
+    )
 
 
 _AVAILABLE: Final = Availed(state="available")
@@ -463,7 +487,3 @@ def _state_key(user_id: str) -> str:
 
 def _ask_key(alert_id: str) -> str:
     return f"chatd:presence:ask:{alert_id}"
-
-
-def _moment(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

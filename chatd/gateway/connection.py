@@ -28,7 +28,7 @@ from chatd.logs import error_name
 from chatd.replies.sessions import SessionLost, SessionsUnavailable
 from context.store import ContextNotLoaded, DepartmentUnknown, StoreUnavailable
 from protocols import codec
-from protocols.errors import CLOSE_REASONS, CloseCode, ErrorCode, RemoteProtocolError, error_text
+from protocols.errors import CLOSE_REASONS, ChatdError, CloseCode, ErrorCode, RemoteProtocolError, error_text
 from protocols.frames import (
     PROTOCOL,
     PROTOCOL_MSGPACK,
@@ -378,10 +378,16 @@ class Connection:
         try:
             async with self.node.opening():
                 return await welcome(self, hello)
-        except (SessionsUnavailable, StoreUnavailable, ContextNotLoaded, TurnNotReached):
+        except (SessionsUnavailable, StoreUnavailable, ContextNotLoaded, TurnNotReached) as error:
+            self._note_not_begun(error)
             raise Closing(CloseCode.INSUFFICIENT_STATE, after_ms=_COME_BACK_MS) from None
-        except DepartmentUnknown:
+        except DepartmentUnknown as error:
+            self._note_not_begun(error)
             raise Closing(CloseCode.FORBIDDEN_PATH) from None
+
+    def _note_not_begun(self, error: ChatdError) -> None:
+        """Say why, because several causes share a close code."""
+        log.warning("session_not_begun", connection_id=self.connection_id, error=error_name(error))
 
     def join_alerts(self) -> None:
         """From here on no alert of the department passes this phone by; they are sent once its welcome has left."""

@@ -135,6 +135,8 @@ class Node:
         self.draining = False
         self._doorbell = doorbell
         self._connections: set[Connection] = set()
+        #: Their phones, until one comes or goes.
+        self._here: tuple[Here, ...] | None = None
         self._by_session: defaultdict[str, set[Connection]] = defaultdict(set)
         self._seats: Seats[Connection] = Seats()
         self.watch = watch
@@ -215,6 +217,7 @@ class Node:
             self.pools.leave(connection.member)
         if connection in self._connections:
             self._connections.discard(connection)
+            self._here = None
             metrics.CONNECTIONS.labels(connection.channel).dec()
         if connection.key is not None:
             members = self._by_session.get(connection.key)
@@ -346,11 +349,14 @@ class Node:
         self._has_to_ring.set()
 
     def phones_here(self) -> tuple[Here, ...]:
-        """This node's open phones, each connection once."""
-        return tuple(connection.here for connection in self._connections if connection.here is not None)
+        """This node's open phones, each connection once; the same object as long as none comes or goes."""
+        if self._here is None:
+            self._here = tuple(connection.here for connection in self._connections if connection.here is not None)
+        return self._here
 
     def came(self, here: Here) -> None:
         """Whose phone this is was just found out: the other nodes hear of it at once, not only with the next beat."""
+        self._here = None
         if self._alerts is not None:
             self._alerts.presence.came(here)
 

@@ -241,7 +241,7 @@ class Pool:
         self.rung = 0
         #: The oldest event that the ledger held at the last look.
         self.first_seq = 1
-        #: The open alerts, read when the head was the number beside them.
+        #: The open alerts, read when the ledger had the number beside them.
         self.open_at: tuple[int, tuple[SystemNotification, ...]] | None = None
         self.must_check = True
         self._wake = wake
@@ -649,17 +649,24 @@ class Pools:
             pool.learn(span)
         return span
 
-    async def open_alerts(self, department: str) -> tuple[SystemNotification, ...] | None:
-        """The alerts that are not closed, as new as this node's head; None: the ledger does not answer."""
+    async def open_alerts(self, department: str, *, at_least: int = 0) -> tuple[SystemNotification, ...] | None:
+        """The alerts that are not closed, as new as this node's head; None: the ledger does not answer.
+
+        Args:
+            at_least: A number that the ledger has told for this department. Beyond the head (``span`` asked, because
+                the phone knew more than this node) what was read at the head lacks what came between.
+        """
         pool = self._pools.get(department)
         head = None if pool is None else pool.head
-        if pool is not None and pool.open_at is not None and pool.open_at[0] == head:
+        as_of = max(head or 0, at_least)
+        if pool is not None and pool.open_at is not None and pool.open_at[0] == as_of:
             return pool.open_at[1]
         shared = self._open.setdefault(department, _Shared(lambda: self._alerts.open_alerts(department), self._reads))
         found = await shared.get()
         self._answered(found is not None)
-        if found is not None and pool is not None and head is not None:
-            pool.open_at = head, found
+        # Not where the log went back meanwhile: its numbers are given anew.
+        if found is not None and pool is not None and head is not None and cast(int, pool.head) >= head:
+            pool.open_at = as_of, found
         return found
 
     def _answered(self, has_answered: bool) -> None:

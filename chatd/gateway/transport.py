@@ -253,7 +253,7 @@ class ChatdProtocol(WebSocketsSansIOProtocol):
             extensions[EXTENSION] = self.chatd_transport
 
     def _bound_kernel(self) -> None:
-        """Let the kernel hold at most ``KERNEL_BYTES`` for this phone; a socket that cannot be set stays as it is."""
+        """Let the kernel hold ``KERNEL_BYTES`` for this phone; a socket that cannot be set stays as it is."""
         with contextlib.suppress(OSError):
             socket = self.transport.get_extra_info("socket")
             if socket is not None:

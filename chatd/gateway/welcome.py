@@ -150,7 +150,7 @@ async def _open_alerts(connection: Connection, alerts: AlertPlan) -> tuple[Syste
     pools = connection.node.pools
     if pools is None:
         return ()
-    found = None if alerts.is_away else await pools.open_alerts(connection.department)
+    found = None if alerts.is_away else await pools.open_alerts(connection.department, at_least=alerts.last_seq)
     if found is not None and connection.channel == "push":
         return tuple(msgspec.structs.replace(each, patient_id=None, dedup_key=None) for each in found)
     return found

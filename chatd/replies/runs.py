@@ -258,12 +258,12 @@ class Runs:
             log.warning("answer_not_watched", response_id=run.response_id, error=error_name(error))
 
     async def _tell_if_replaced(self, run: Run) -> None:
-        """A value may have come between the reading of the record and the watching of the answer."""
+        """A value may have come between the reading of the record and the watching of this answer."""
         if self._rests is None or run.request.patient_id is None:
             return
         try:
             patient = await self._store.patient(run.request.patient_id)
-            await self._rests.tell(self._sessions, patient, self._clock.now())
+            await self._rests.tell(self._sessions, patient, self._clock.now(), only=run.response_id)
         except (ChatdError, RedisError, OSError, TimeoutError) as error:
             log.warning("answer_not_watched", response_id=run.response_id, error=error_name(error))
 

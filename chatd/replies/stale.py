@@ -120,12 +120,15 @@ class Rests:
             rests = sorted(await self.of(patient_id), key=lambda each: each.at_ms)
             await self.forget(patient_id, *(each.response_id for each in rests[: count - MAX_RESTS]))
 
-    async def of(self, patient_id: str) -> tuple[Rest, ...]:
-        """The answers that rest on this patient's record. Raises RedisError."""
+    async def of(self, patient_id: str, *, only: str | None = None) -> tuple[Rest, ...]:
+        """The answers that rest on this patient's record; ``only``: that one alone. Raises RedisError."""
         name = self._name(patient_id)
-        held = await cast("Any", self._redis.hgetall(name))
+        redis = cast("Any", self._redis)
+        held = (await redis.hgetall(name)).values() if only is None else [await redis.hget(name, only)]
         found = []
-        for sealed in held.values():
+        for sealed in held:
+            if sealed is None:
+                continue
             try:
                 found.append(msgspec.msgpack.decode(self._sealer.open(sealed, aad=name.encode()), type=Rest))
             except (SealError, msgspec.MsgspecError):
@@ -137,13 +140,15 @@ class Rests:
         if response_ids:
             await cast("Any", self._redis.hdel(self._name(patient_id), *response_ids))
 
-    async def tell(self, sessions: SessionLog, patient: PatientLayer, now: datetime) -> int:
+    async def tell(self, sessions: SessionLog, patient: PatientLayer, now: datetime, *, only: str | None = None) -> int:
         """Append ``stale`` to every session with an answer that does not hold any more; how many. Each answer once.
+
+        ``only``: look at this answer alone.
 
         Raises RedisError, and what ``sessions.append`` raises but for a session that has ended.
         """
         told = 0
-        for rest in await self.of(patient.patient_id):
+        for rest in await self.of(patient.patient_id, only=only):
             cause = cause_of(rest, patient, now)
             if cause is None:
                 continue

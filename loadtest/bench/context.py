@@ -65,6 +65,7 @@ async def measure(url: str, rounds: int, patients: int, results: int) -> None:
     async with connect(url) as client:
         sealer = Sealer(KeyRing.generate())
         store = ContextStore(client, sealer)
+        await store.begin_load("bench")
         await store.put_hospital(HOSPITAL)
         await store.put_department(CARDIOLOGY)
         await store.put_doctor(DOCTOR)

@@ -165,6 +165,7 @@ def record(**changes: object) -> PatientLayer:
 async def ward(redis: Redis, tmp_path: Path) -> Ward:
     """Everything is loaded; patient 7823 is on record in cardiology and intensive care."""
     ward = Ward(redis, tmp_path)
+    await ward.store.begin_load("g1")
     await ward.store.put_patient(record())
     await ward.store.mark_loaded("g1")
     return ward
@@ -193,6 +194,7 @@ async def test_new_patient_comes_with_her_place(ward: Ward) -> None:
 async def test_default_department_takes_unknown_places(redis: Redis, tmp_path: Path) -> None:
     """With a default department no place is unknown."""
     ward = Ward(redis, tmp_path, Config(default_department="emergency"))
+    await ward.store.begin_load("g1")
     await ward.store.mark_loaded("g1")
     assert await ward.send(message(patient="2", location="NOWHERE")) == "AA"
     assert (await ward.store.patient("2")).departments == ("emergency",)
@@ -204,6 +206,7 @@ async def test_lost_redis_is_not_answered_aa_and_loses_nothing(ward: Ward, redis
     assert await ward.send(message()) == "AA"
     await redis.flushall()
     assert await ward.send(message("4.1", status="C", control="C2", sent="202611220750")) == "AR 207 MSH^1"
+    await ward.store.begin_load("g2")
     await ward.store.put_patient(record())
     await ward.store.mark_loaded("g2")
     assert await ward.values() == []
@@ -671,6 +674,7 @@ async def test_every_sample_message_is_answered(redis: Redis, tmp_path: Path) ->
     samples = sorted(clinical_path("hl7v2").rglob("*.hl7"))
     assert len(samples) > 40
     ward = Ward(redis, tmp_path, msgspec.structs.replace(CONFIG, processing=("P", "T"), default_department="icu"))
+    await ward.store.begin_load("g1")
     await ward.store.mark_loaded("g1")
     answers = {}
     async with serving(ward.intake) as engine:

@@ -346,6 +346,48 @@ async def test_span_begins_after_it_was_asked(pools: Pools, log: Log) -> None:
     await first
 
 
+async def test_phone_that_knows_more_than_this_node_is_shown_no_older_list(pools: Pools, log: Log) -> None:
+    """It came from another node, whose alert this one has not heard of, and begins anew: its snapshot holds it."""
+
+    def notified(number: int) -> SystemNotification:
+        return msgspec.json.decode(recorded(number).frame, type=SystemNotification)
+
+    Phone(pools, 0)
+    log.add()
+    log.open = (notified(1),)
+    assert await pools.span(CARDIOLOGY) == Span(first_seq=1, last_seq=1)
+    assert await pools.open_alerts(CARDIOLOGY, at_least=1) == log.open
+    log.add()
+    log.open = (notified(1), notified(2))
+    span = await pools.span(CARDIOLOGY, at_least=2)
+    assert span == Span(first_seq=1, last_seq=2)
+    assert pool_of(pools).head == 1
+    assert await pools.open_alerts(CARDIOLOGY, at_least=span.last_seq) == log.open
+
+
+async def test_open_alerts_read_before_the_log_went_back_are_not_kept(
+    pools: Pools, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of the ledger that was lost is shown to nobody once its numbers are given anew."""
+    Phone(pools, 0)
+    log.add()
+    await pools.span(CARDIOLOGY)
+    waiting = asyncio.Event()
+
+    async def slow(_department: str) -> tuple[SystemNotification, ...]:
+        await waiting.wait()
+        return ()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "open_alerts", slow)
+        asking = asyncio.create_task(pools.open_alerts(CARDIOLOGY, at_least=1))
+        await asyncio.sleep(0)
+        pool_of(pools).went_back(0)
+        waiting.set()
+        assert await asking == ()
+    assert pool_of(pools).open_at is None
+
+
 async def test_read_that_was_ended_before_it_began_is_begun_anew(
     pools: Pools, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from redis.asyncio import Redis
 
 from chatd.places import Places, RunFile
-from chatd.records import RecordKeeper
+from chatd.records import RecordKeeper, demo_patients
 from chatd.settings import Settings
+from context.layers import PatientLayer
 from context.seal import KeyRing, Sealer
-from context.store import ContextStore
+from context.store import ContextStore, LoadLost
 
 START = datetime(2026, 1, 15, 7, 30, tzinfo=UTC)
 
@@ -71,3 +74,27 @@ async def test_load_with_a_clock_set_back_puts_nothing_into_the_future(redis: Re
     patient = await store.patient("7823")
     assert patient.as_of <= now
     assert all(item.as_of <= now for item in patient.observations if item.as_of is not None)
+
+
+async def test_redis_lost_while_records_are_read_is_loaded_from_the_beginning(
+    redis: Redis, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Departments are put before the records are read; where they are lost meanwhile nothing counts as loaded."""
+    store = ContextStore(redis, Sealer(KeyRing.generate()))
+    keeper = RecordKeeper(store, redis, places, demo=True, clock=At(START))
+    loop = asyncio.get_running_loop()
+
+    async def lose() -> None:
+        await redis.flushall()
+
+    def lost_meanwhile(now: datetime, zone: ZoneInfo) -> list[PatientLayer]:
+        asyncio.run_coroutine_threadsafe(lose(), loop).result()
+        return demo_patients(now, zone)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("chatd.records.demo_patients", lost_meanwhile)
+        with pytest.raises(LoadLost):
+            await keeper.load()
+    assert not await store.is_loaded()
+    await keeper.load()
+    assert [each.department_id for each in await store.departments()] == ["cardiology", "emergency", "icu", "surgery"]

@@ -102,6 +102,18 @@ async def test_sessions_hear_it_once(redis: Redis) -> None:
     assert await rests.of("7823") == ()
 
 
+async def test_one_answer_alone_is_looked_at(redis: Redis) -> None:
+    """An answer that was just given is checked by itself; the others are left to whoever brings the new value."""
+    rests, log = Rests(redis, Sealer(KeyRing.generate()), ttl_ms=60_000), Log()
+    for response_id in ("resp_1", "resp_2"):
+        await rests.note("7823", rest("k-1", of=patient(result()), response_id=response_id))
+    after = patient(result(value=4.1))
+    assert await rests.tell(log, after, NOW, only="resp_2") == 1
+    assert list(log.frames) == ["stale:resp_2"]
+    assert await rests.tell(log, after, NOW, only="resp_9") == 0
+    assert await rests.tell(log, after, NOW) == 1
+
+
 async def test_watched_answers_are_bounded_and_sealed(redis: Redis) -> None:
     """The oldest go beyond the bound, and Redis sees no word of any."""
     rests = Rests(redis, Sealer(KeyRing.generate()), ttl_ms=60_000)

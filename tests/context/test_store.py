@@ -18,6 +18,7 @@ from context.store import (
     ContextNotLoaded,
     ContextStore,
     DepartmentUnknown,
+    LoadLost,
     PatientUnknown,
     StoreUnavailable,
     TooManyPatients,
@@ -26,7 +27,7 @@ from context.store import (
 from tests.context.sample_layers import CARDIOLOGY, DOCTOR, HOSPITAL, ICU, NOW, PATIENT, SESSION
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from tests.redis_server import RedisServer
 
@@ -40,6 +41,7 @@ def store_on(redis: Redis, ring: KeyRing = RING, **options: Any) -> ContextStore
 
 async def loaded_store(redis: Redis, ring: KeyRing = RING) -> ContextStore:
     store = store_on(redis, ring)
+    await store.begin_load("g1")
     await store.put_hospital(HOSPITAL)
     await store.put_department(CARDIOLOGY)
     await store.put_department(ICU)
@@ -341,8 +343,61 @@ async def test_generation_is_what_was_marked(redis: Redis) -> None:
     """``generation`` tells which load is complete."""
     store = store_on(redis)
     assert await store.generation() is None
-    await store.mark_loaded("g7")
-    assert await store.generation() == "g7"
+    await store.begin_load("g7")
+    assert await store.generation() is None
+    for _ in range(2):
+        await store.mark_loaded("g7")
+        assert await store.generation() == "g7"
+
+
+async def lose_all(redis: Redis) -> None:
+    """A new Redis, or an emptied one."""
+    await redis.flushall()
+
+
+async def lose_by_promotion(redis: Redis) -> None:
+    """What was put last had not reached the replica that is primary now; that a load is under way had."""
+    await redis.delete(*await redis.keys("*:department*"))
+    # A replica of nobody that answers keeps what it has.
+    await redis.replicaof("127.0.0.1", "1")
+    await redis.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize("lose", [lose_all, lose_by_promotion])
+async def test_load_that_lost_its_beginning_is_not_marked(
+    redis: Redis, lose: Callable[[Redis], Awaitable[None]]
+) -> None:
+    """A load that another Redis goes on with lacks departments: it is "not loaded", and the next load is whole."""
+    store = store_on(redis)
+    await store.begin_load("g1")
+    await store.put_hospital(HOSPITAL)
+    await store.put_department(CARDIOLOGY)
+    await lose(redis)
+    await store.put_patient(PATIENT)
+    with pytest.raises(LoadLost):
+        await store.mark_loaded("g1")
+    with pytest.raises(ContextNotLoaded):
+        await store.departments()
+    await loaded_store(redis)
+    assert (await store.read(**QUESTION, patient_id="p-100")).patient == PATIENT
+
+
+async def test_loads_at_the_same_time_do_not_stop_each_other(redis: Redis) -> None:
+    """A node that took over a slow one's loading ends it, and so may the slow one."""
+    store = store_on(redis)
+    await store.begin_load("g1")
+    await store.begin_load("g2")
+    await store.mark_loaded("g2")
+    await store.mark_loaded("g1")
+    assert await store.is_loaded()
+
+
+async def test_load_that_nobody_began_is_not_marked(redis: Redis) -> None:
+    """Without ``begin_load`` nobody can say that nothing was lost."""
+    store = store_on(redis)
+    with pytest.raises(LoadLost):
+        await store.mark_loaded("g1")
+    assert not await store.is_loaded()
 
 
 # --- the session's memory ---
@@ -486,6 +541,7 @@ async def test_redis_killed_is_unavailable_then_not_loaded(own_redis_server: Red
     own_redis_server.start()
     with pytest.raises(ContextNotLoaded):
         await store.read(**QUESTION, patient_id="p-100")
+    await store.begin_load("g2")
     await store.put_hospital(HOSPITAL)
     await store.put_department(CARDIOLOGY)
     await store.put_patient(PATIENT)

@@ -80,6 +80,8 @@ class _Screen:
     def __init__(self) -> None:
         self.position: int | None = None
         self.is_here = False
+        #: How it came last: where it stood, resumed or why not, and how many alerts it was shown.
+        self.came = "never"
         #: The last position of which this connection was sent an event or stood at when it came.
         self.last_sent = 0
         #: Words to the alert that showed them, ever; and what is shown now.
@@ -171,6 +173,9 @@ class Judge:
 
     def _came(self, screen: _Screen, came: Came) -> None:
         screen.is_here = True
+        anew = f"anew for {came.gap_reason} at {came.alert_seq} with {len(came.open)} open"
+        how = "resumed" if came.resumed else anew
+        screen.came = f"from {came.stood_at} {how}"
         if came.resumed:
             if screen.position is None or came.stood_at != screen.position or came.alert_seq < screen.position:
                 self._broken(
@@ -261,10 +266,23 @@ class Judge:
             for first, last, why in screen.told
         )
 
+    def _where(self, name: str) -> str:
+        """Where a phone stands, and where it was when it last came: what tells a late alert from a lost one."""
+        screen = self._screens[name]
+        here = "" if screen.is_here else ", not here"
+        return f"{screen.position} (came {screen.came}{here})"
+
     def settle(self) -> None:
         """Nothing more is waited for: what is missing now is lost, and what phones show must be what was accepted."""
         for words, phones in self.missing().items():
-            self._broken("lost", f"{words!r} was accepted, and {len(phones)} phones lack it: {phones[:3]}", len(phones))
+            accepted = self._accepted[words]
+            where = ", ".join(f"{name} at {self._where(name)}" for name in phones[:3])
+            self._broken(
+                "lost",
+                f"{words!r} was accepted as {accepted.alert_id}, number {accepted.alert_seq}, and {len(phones)} phones"
+                f" lack it: {where}",
+                len(phones),
+            )
         for words, accepted in self._accepted.items():
             shown = None if accepted.alert_seq is None else self._words_at.get(accepted.alert_seq)
             if shown is not None and shown != words:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import RedisError
 
 from tests.chat_client import WAIT_S, ChatClient
 from tests.http_call import call
@@ -363,6 +365,70 @@ async def fragile() -> AsyncIterator[Hospital]:
     manager = hospital(env=ENV)
     yield await asyncio.to_thread(manager.__enter__)
     await asyncio.to_thread(manager.__exit__, None, None, None)
+
+
+async def another_redis(place: Hospital, before: int) -> int:
+    """Wait until the supervisor has started another Redis than ``before``; returns its pid."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            with contextlib.suppress(RedisError, OSError):
+                if (now := redis_pid(place)) != before:
+                    return now
+            await asyncio.sleep(0.01)
+
+
+def has_layers(place: Hospital) -> tuple[bool, bool]:
+    """Whether Redis has departments and staff, and whether it has all."""
+    with place.redis() as redis:
+        names = redis.keys("chatd:context:*")
+    return any(b":doctor:" in name for name in names), any(name.endswith(b":loaded") for name in names)
+
+
+async def stopped_in_the_middle_of_loading(place: Hospital) -> int:
+    """End Redis, and have the gateway stand still when the next one has departments and no mark; its pid."""
+    gateway = gateway_of(place)
+    async with asyncio.timeout(2 * WAIT_S):
+        while True:
+            before = redis_pid(place)
+            os.kill(before, signal.SIGTERM)
+            await another_redis(place, before)
+            while not (await asyncio.to_thread(has_layers, place))[0]:
+                pass
+            os.kill(gateway, signal.SIGSTOP)
+            if not has_layers(place)[1]:
+                return gateway
+            os.kill(gateway, signal.SIGCONT)
+
+
+async def test_redis_lost_in_the_middle_of_loading_is_loaded_from_the_beginning(fragile: Hospital) -> None:
+    """Redis ends twice: what the first new one had been given is not taken to be in the second."""
+    place = fragile
+    token = await asyncio.to_thread(place.token)
+    doctor = ChatClient(place.url, department="cardiology", user_id="dr.santos.cardio", token=token)
+    await doctor.connect()
+    before = (await doctor.ask(ASK, "7823"))[-1]["content"]["text"]
+    gateway = await stopped_in_the_middle_of_loading(place)
+    try:
+        lost = redis_pid(place)
+        os.kill(lost, signal.SIGKILL)
+        await another_redis(place, lost)
+    finally:
+        os.kill(gateway, signal.SIGCONT)
+    await doctor.cut()
+    await until_ready(place.url, ready=True)
+    # A phone without a session of before, and one of another department.
+    for department, user in (("cardiology", "dr.santos.cardio"), ("icu", "dr.reis.icu")):
+        newcomer = ChatClient(
+            place.url, department=department, user_id=user, token=await asyncio.to_thread(place.token, user, department)
+        )
+        assert (await newcomer.connect())["alerts_only"] is False
+        await newcomer.close()
+    await doctor.come_back()
+    assert (await doctor.ask(ASK, "7823"))[-1]["content"]["text"] == before
+    await doctor.close()
+    # The first of the two loads was met in its middle, and said so.
+    assert "LoadLost" in place.up.log()
+    assert_nothing_unexpected(place)
 
 
 async def test_killed_up_takes_its_gateway_along_and_the_next_goes_on(fragile: Hospital) -> None:
