@@ -161,6 +161,7 @@ class CloseCode(enum.IntEnum):
     SLOW_CONSUMER = 4002
     INSUFFICIENT_STATE = 4003
     TOKEN_CHANGED = 4004
+    FULL = 4005
     BAD_PROTOCOL = 4500
     UNAUTHORIZED = 4501
     REVOKED = 4502
@@ -184,6 +185,7 @@ CLOSE_REASONS: dict[CloseCode, str] = {
     CloseCode.SLOW_CONSUMER: "frames were not read in time",
     CloseCode.INSUFFICIENT_STATE: "session state was lost, start again",
     CloseCode.TOKEN_CHANGED: "fetch a new token",
+    CloseCode.FULL: "this server is full",
     CloseCode.BAD_PROTOCOL: "not chatd.v1",
     CloseCode.UNAUTHORIZED: "unauthorized",
     CloseCode.REVOKED: "revoked",

@@ -54,6 +54,8 @@ T = TypeVar("T")
 
 #: After an unavailable Redis a phone comes back after this, plus its own jitter.
 _COME_BACK_MS = 1_000
+#: After a full gateway, where no other has room either.
+_FULL_MS = 5_000
 #: How often a connection's deadlines are looked at, at least.
 _LOOK_MS = 1_000
 #: A phone that comes from a gateway that has died may bring a run whose lease (3 s) has yet to lapse.
@@ -195,7 +197,8 @@ class Connection:
         closing = Closing(CloseCode.NORMAL)
         try:
             if self.node.full:
-                raise Closing(CloseCode.TOO_MANY_CONNECTIONS)
+                # Not for good, as for a person with too many phones: another gateway may have room for its alerts.
+                raise Closing(CloseCode.FULL, after_ms=_FULL_MS)
             if offered and chosen is None:
                 raise Closing(CloseCode.UNSUPPORTED_VERSION)
             if self.node.draining:

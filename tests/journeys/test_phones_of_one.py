@@ -119,3 +119,22 @@ async def test_who_left_is_not_counted(place: Hospital, ward: Ward) -> None:
             while connections(place) > alone:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     assert await is_alive(held)
+
+
+async def test_a_full_gateway_sends_phones_to_come_back() -> None:
+    """Its alerts may be had elsewhere, or here in a moment: a phone that finds no room is not told to stay away."""
+    with hospital(env={"CHATD_MAX_CONNECTIONS": "1"}) as small:
+        ward = Ward(small)
+        first = await ward.phone()
+        late = await Peer.dial(small.url)
+        assert await late.open("/chat/cardiology/dr.late") == 101
+        goaway = await late.until("goaway")
+        assert (goaway["code"], goaway["reconnect"], goaway["after_ms"]) == (4005, True, 5_000)
+        assert await late.code() == 4005
+        await late.leave()
+        assert await is_alive(first)
+        await first.leave()
+        while connections(small):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert await is_alive(await ward.phone("dr.late"))
+        await ward.leave()
