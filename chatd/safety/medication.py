@@ -17,7 +17,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
 from chatd.safety.data import load
-from chatd.safety.words import key, number, pick, slug
+from chatd.safety.words import key, longest_by_first_word, number, pick, slug
 from context.layers import Allergy, ChartRef, Medication, PatientLayer
 from context.memo import remembers
 from context.text import fold
@@ -183,7 +183,9 @@ def _phrases() -> dict[str, tuple[tuple[str, ...], bool]]:
 
 
 _PHRASES = _phrases()
-_LONGEST = max(len(phrase.split()) for phrase in _PHRASES)
+#: By its first word: of how many words the longest phrase is. Most words of a text begin none.
+_LONGEST = longest_by_first_word(_PHRASES)
+_WORD = re.compile(r"[a-z0-9]+")
 
 
 def _skeletons() -> dict[str, tuple[tuple[str, ...], bool]]:
@@ -228,12 +230,12 @@ def drugs_in(text: str) -> tuple[Drug, ...]:
     English and Portuguese names, one mistyped letter in long ones. Never raises; reads ``MAX_CHARS`` characters.
     """
     plain = fold(text[:MAX_CHARS])
-    tokens = [(m.group(0), m.start(), m.end()) for m in re.finditer(r"[a-z0-9]+", plain)]
+    tokens = [(m.group(0), m.start(), m.end()) for m in _WORD.finditer(plain)]
     found: list[Drug] = []
     at = 0
     while at < len(tokens):
-        for size in range(min(_LONGEST, len(tokens) - at), 0, -1):
-            phrase = " ".join(token for token, _, _ in tokens[at : at + size])
+        for size in range(min(_LONGEST.get(tokens[at][0], 1), len(tokens) - at), 0, -1):
+            phrase = tokens[at][0] if size == 1 else " ".join([token for token, _, _ in tokens[at : at + size]])
             hit = _PHRASES.get(phrase) if size > 1 else _lookup(phrase)
             if hit is None or (size == 1 and not _means_a_drug(tokens, at)):
                 continue

@@ -20,6 +20,7 @@ from typing import Final, Literal
 import msgspec
 
 from chatd.safety.medication import drugs_in
+from chatd.safety.words import longest_by_first_word
 from context.text import fold, without_accents
 
 #: Lines longer than this are not read: nothing that a model may write is.
@@ -428,7 +429,7 @@ class _Reader:
     def __init__(self, vocabulary: Vocabulary, lang: str) -> None:
         self._vocabulary = vocabulary
         self._lang = lang
-        self._longest = max((len(name.split()) for name in vocabulary.names), default=1)
+        self._longest = longest_by_first_word(vocabulary.names)
 
     def names(self, cased: str, low: str) -> list[tuple[int, int, frozenset[str]]]:
         """Where things are named, in order, the longest name at each place; a medicine goes before other names."""
@@ -439,13 +440,13 @@ class _Reader:
         tokens = [(match.group(), match.start(), match.end()) for match in _TOKEN.finditer(low)]
         at = 0
         while at < len(tokens):
-            for size in range(min(self._longest, len(tokens) - at), 0, -1):
-                start, end = tokens[at][1], tokens[at + size - 1][2]
-                phrase = " ".join(token for token, _, _ in tokens[at : at + size])
+            for size in range(min(self._longest.get(tokens[at][0], 0), len(tokens) - at), 0, -1):
+                phrase = " ".join([token for token, _, _ in tokens[at : at + size]])
                 ids = self._vocabulary.names.get(phrase)
-                if ids is None or (
-                    phrase in self._vocabulary.cased and not self._is_spelled(phrase, cased, start, end)
-                ):
+                if ids is None:
+                    continue
+                start, end = tokens[at][1], tokens[at + size - 1][2]
+                if phrase in self._vocabulary.cased and not self._is_spelled(phrase, cased, start, end):
                     continue
                 found.append((start, end, ids))
                 at += size - 1

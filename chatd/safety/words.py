@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -71,3 +72,15 @@ def stamp(at: datetime | None) -> str | None:
     if at is None:
         return None
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def longest_by_first_word(phrases: Iterable[str]) -> dict[str, int]:
+    """By first word, of how many words the longest phrase is: whoever looks for phrases in a text tries no longer ones.
+
+    A word that begins none is not in it.
+    """
+    longest: dict[str, int] = {}
+    for phrase in phrases:
+        if words := phrase.split():
+            longest[words[0]] = max(longest.get(words[0], 0), len(words))
+    return longest

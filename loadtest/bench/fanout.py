@@ -824,6 +824,8 @@ def deaf() -> dict[str, Any]:
         # The same alerts without it first: what the server keeps of them is no part of what the phone costs.
         deliver(server, crowd, DEAF_ALERTS)
         before = server.rss_kib()
+        # One more that reads, which is shown the open alerts as the other will be, and the same alerts.
+        crowd.add(server.subscribe(READERS))
         deliver(server, crowd, DEAF_ALERTS)
         without = server.rss_kib()
         phone = server.subscribe(READERS + 1, buffer_bytes=DEAF_BUFFER_BYTES)
@@ -849,10 +851,10 @@ def deaf() -> dict[str, Any]:
         crowd.close()
         phone.socket.close()
     return {
-        "readers": READERS,
+        "readers": READERS + 1,
         "alerts": DEAF_ALERTS,
         "alert_bytes": crowd.bytes_each,
-        "lost_to_others": DEAF_ALERTS * READERS - delivered,
+        "lost_to_others": DEAF_ALERTS * (READERS + 1) - delivered,
         "growth_kib": most - without,
         "growth_without_kib": without - before,
         "deaf_had_waiting": got,
