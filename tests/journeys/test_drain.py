@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.chat_client import WAIT_S, ChatClient
@@ -78,6 +78,16 @@ async def test_sigterm_says_goodbye_to_every_phone_at_a_moment_of_its_own(
         assert [answer["status"] for answer in each.answers["m-last"]] == ["completed"]
 
 
+async def closed_after_alerts(socket: ClientConnection) -> int | None:
+    """How it ends; before that, one of the original design is shown the open alerts that other stories have left."""
+    try:
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                assert json.loads(await socket.recv())["type"] == "system_notification"
+    except ConnectionClosed as closed:
+        return None if closed.rcvd is None else closed.rcvd.code
+
+
 async def test_draining_gateway_takes_nothing_new_and_still_stops(
     phone: Phone, place: Hospital, leaving: Process
 ) -> None:
@@ -112,10 +122,7 @@ async def test_draining_gateway_takes_nothing_new_and_still_stops(
     told = json.loads(await asyncio.wait_for(silent.recv(), WAIT_S))
     assert (told["type"], told["code"]) == ("goaway", 4000)
     for socket in (silent, original):
-        with pytest.raises(ConnectionClosed) as closed:
-            await asyncio.wait_for(socket.recv(), WAIT_S)
-        assert closed.value.rcvd is not None
-        assert closed.value.rcvd.code == 4000
+        assert await closed_after_alerts(socket) == 4000
 
     assert set(await asyncio.gather(*(each.to_the_end() for each in phones))) == {4000}
     assert await exit_status(leaving) == 0
