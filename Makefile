@@ -1,5 +1,5 @@
 # chatd: `make run` shows it, `make test` proves it, `make help` lists the rest.
-.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-front test-abuse fuzz mixing test-page test-inference test-vllm check faults faults-questions faults-alerts faults-escalation faults-inference faults-canary bench bench-inference bench-fanout bench-alerts sbom audit-dependencies clean
+.PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-front test-front-reports test-abuse fuzz mixing test-page test-inference test-vllm check faults faults-questions faults-alerts faults-escalation faults-inference faults-canary bench bench-inference bench-fanout bench-alerts sbom audit-dependencies clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,12 @@ test-journeys: dev ## stories in which gateways, workers, Redis and ledger die o
 
 test-front: dev ## gateways behind a real nginx with the files of deploy/: TLS, moves, roll-over, Redis with passwords
 	@scripts/system-packages
-	@.venv/bin/pytest -m front $(ARGS)
+	@.venv/bin/pytest -m front --ignore=tests/front/test_front_reports.py $(ARGS)
+
+test-front-reports: dev ## what gixy, sslyze, testssl.sh and Autobahn say of that nginx, in .venv-front
+	@scripts/system-packages
+	@scripts/setup-front-tools
+	@.venv/bin/pytest -m front tests/front/test_front_reports.py $(ARGS)
 
 test-abuse: dev ## bad inputs, changed frames, floods and mixed messages against real gateways
 	@scripts/system-packages
@@ -103,4 +108,4 @@ audit-dependencies: dev ## compare the locked versions with a vulnerability data
 	@scripts/audit-dependencies $(ARGS)
 
 clean: ## remove what the targets made (not the data directory)
-	@rm -rf .venv .venv-vllm out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@rm -rf .venv .venv-vllm .venv-front out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
