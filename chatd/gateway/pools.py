@@ -650,7 +650,7 @@ class Pools:
         return span
 
     async def open_alerts(self, department: str, *, at_least: int = 0) -> tuple[SystemNotification, ...] | None:
-        """The alerts that are not closed, as new as this node's head; None: the ledger does not answer.
+        """The alerts that are not closed, as new as the head and ``at_least``; None: the ledger does not answer.
 
         Args:
             at_least: A number that the ledger has told for this department. Beyond the head (``span`` asked, because
