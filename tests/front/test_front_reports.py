@@ -39,6 +39,10 @@ TESTSSL_ALLOWED: Final[Mapping[str, str]] = {
     "cert_revocation": "the made authority has no revocation service; a hospital's own has what it has",
     "engine_problem": "about the OpenSSL that testssl.sh runs with: it has no GOST ciphers, which TLS 1.3 has none of",
 }
+#: testssl.sh: what it sometimes cannot look at and then warns of; a finding about it is none of these.
+TESTSSL_NOT_ALWAYS: Final[Mapping[str, str]] = {
+    "sessionresumption_ticket": "it could not connect for this in one of three runs; why is not known",
+}
 #: sslyze: the authorities of the world do not know the hospital's own, which phones have by device management.
 SSLYZE_STRANGERS: Final = {"Android", "Apple", "Java", "Mozilla", "Windows"}
 #: Autobahn's groups: framing, pings, reserved bits, opcodes, fragments, UTF-8, closing, and one of many fragments.
@@ -185,7 +189,9 @@ def test_testssl_finds_only_what_an_own_authority_lacks(front: Front, tmp_path: 
         "TLS1_3"
     }
     assert {"heartbleed", "BREACH", "LUCKY13", "HSTS_time", "cert_trust"} <= told.keys()
-    odd = {each["id"] for each in findings if each["severity"] not in ("OK", "INFO")}
+    not_looked = {each["id"] for each in findings if each["severity"] == "WARN"} & TESTSSL_NOT_ALWAYS.keys()
+    assert all("check failed" in told[name] for name in not_looked)
+    odd = {each["id"] for each in findings if each["severity"] not in ("OK", "INFO")} - not_looked
     assert odd - TESTSSL_ALLOWED.keys() == set(), {name: told[name] for name in odd}
     assert "cert_revocation" in odd
 
