@@ -397,8 +397,10 @@ class Session:
         Raises:
             LocalProtocolError: A hole, a repetition, or alerts before welcome and snapshot; nothing is noted.
         """
-        if alert_seq != self.alert_seq + 1 or not self.is_welcomed:
-            raise LocalProtocolError(f"alert_seq {alert_seq} after {self.alert_seq}, {self.state.name}")
+        if not self.is_welcomed:
+            raise LocalProtocolError(f"alert_seq {alert_seq} while {self.state.name}")
+        if alert_seq != self.alert_seq + 1:
+            raise LocalProtocolError(f"alert_seq {alert_seq} after {self.alert_seq}")
         self.alert_seq = alert_seq
 
     def alerts_from(self, alert_seq: int) -> None:

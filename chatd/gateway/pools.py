@@ -29,7 +29,7 @@ from chatd.logs import error_name
 from protocols import codec
 from protocols.errors import CloseCode, LocalProtocolError, RemoteProtocolError
 from protocols.frames import AlertTarget, AlertUpdate, SystemNotification
-from protocols.session import Session
+from protocols.session import Session, State
 
 log = structlog.get_logger(__name__)
 
@@ -412,6 +412,9 @@ class Pool:
     def _offer(self, member: Member, event: Event) -> bool:
         """Through the outbox, or not now: then the member takes it from the ledger when it has read."""
         if member not in self._lane and member not in self._behind:
+            return False
+        if member.session.state is State.CLOSED:
+            self.leave(member)  # its end has been asked for, and is under way
             return False
         if member.outbox.alert_bytes > LANE_BYTES:
             self._drop(member)

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from chatd.alerts.model import Recorded, Span
 from chatd.gateway.outbox import Outbox
@@ -19,7 +20,7 @@ from chatd.gateway.transport import ws_frame
 from chatd.ledger import LedgerUnavailable, Why
 from chatd.tasks import end
 from protocols.errors import CloseCode
-from protocols.frames import AlertHolder, AlertTarget, AlertUpdate, Resume, SystemNotification
+from protocols.frames import AlertHolder, AlertTarget, AlertUpdate, Resume, SessionEnd, SystemNotification
 from protocols.session import AlertPlan, Session, SessionRules, alert_plan
 
 CARDIOLOGY = "cardiology"
@@ -479,6 +480,19 @@ async def test_phone_that_is_not_welcomed_is_never_written_to(pools: Pools, log:
     pools.fan_out(CARDIOLOGY, [log.add()])
     assert (good.seqs, early.seqs) == ([1], [])
     assert early.closed == [CloseCode.RESTART]
+
+
+async def test_alert_meets_a_session_whose_end_was_asked_for(pools: Pools, log: Log) -> None:
+    """While a session is being shredded an alert passes its phone by: it is no fault, and says nothing of a restart."""
+    good, ending = Phone(pools, 0, direct=False), Phone(pools, 0, direct=False)
+    await welcomed(pools, log, good, ending)
+    ending.session.receive(SessionEnd(), 0)
+    with capture_logs() as logged:
+        pools.fan_out(CARDIOLOGY, [log.add()])
+        await rounds(pools, good, ending)
+    assert (good.seqs, ending.seqs) == ([1], [])
+    assert ending.closed == []
+    assert logged == []
 
 
 async def test_alert_being_written_is_not_overtaken(pools: Pools, log: Log) -> None:
