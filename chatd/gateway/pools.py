@@ -45,6 +45,16 @@ LANE_BYTES: Final = 131_072
 #: A phone that takes nothing of what waits for it for this long does not read. Radio gaps last 2 to 6 s, and the
 #: kernel holds much more than a gap's alerts before anything waits here.
 STALLED_MS: Final = 8_000
+#: What is written to a phone in one call, at most, beside a frame that is longer by itself: the transport's
+#: high-water mark, so that whoever does not read is noticed as soon as with single frames.
+BATCH_BYTES: Final = 65_536
+#: The longest head of a frame that is not masked. Source: RFC 6455, section 5.2.
+_HEAD_BYTES: Final = 10
+#: Phones that are written to directly from which on events are held: writing to this many takes a millisecond or two.
+CROWD: Final = 200
+#: How long after writing to a crowd the next events are held, to leave together: the kernel's ``send`` is more than
+#: half of what a delivered frame costs, and it costs the same for several frames. The first is never held.
+HOLD_MS: Final = 5
 #: A lost doorbell is noticed within this.
 SWEEP_S: Final = 2.0
 #: After the ledger did not answer, newcomers do not wait for it for this long: the sweep asks again anyway.
@@ -251,6 +261,9 @@ class Pool:
         #: Members of ``_fast`` by variant; None: to be made again.
         self._groups: dict[Variant, list[Member]] | None = None
         self._recent: deque[Event] = deque(maxlen=_RECENT)
+        #: Committed, and to leave together with what comes until ``HOLD_MS`` after the last write to a crowd.
+        self._held: list[Recorded] = []
+        self.is_held = False
         self._pages: OrderedDict[int, tuple[Event, ...]] = OrderedDict()
         self._ringing: dict[str, _Ringing] = {}
         self.knows_open = False
@@ -335,20 +348,37 @@ class Pool:
             self._wake()
 
     def deliver(self, events: Iterable[Recorded]) -> int:
-        """Hand events on, in the order of their numbers; returns how many direct writes that made.
+        """Hand events on, in the order of their numbers; returns how many frames were written directly.
 
         One that has been handed out already is passed over. One that leaves a hole is read from the ledger together
-        with what is missing before it.
+        with what is missing before it. What follows each other leaves in one write for each phone.
         """
-        written = 0
+        written, fresh, waiting_bytes = 0, list[Event](), 0
         for recorded in events:
             if self.head is not None and recorded.alert_seq <= self.head and self._is_another(recorded):
+                written += self._flush(fresh)
+                fresh, waiting_bytes = [], 0
                 self.went_back(recorded.alert_seq - 1)
             if self.head is None or recorded.alert_seq > self.head + 1:
                 self.heard(recorded.alert_seq)
             elif recorded.alert_seq == self.head + 1:
-                written += self._deliver(Event(recorded))
-        return written
+                size_bytes = len(recorded.frame) + _HEAD_BYTES
+                if waiting_bytes + size_bytes > BATCH_BYTES:
+                    written += self._flush(fresh)
+                    fresh, waiting_bytes = [], 0
+                waiting_bytes += size_bytes
+                fresh.append(self._take(Event(recorded)))
+        return written + self._flush(fresh)
+
+    def hold(self, events: Sequence[Recorded]) -> bool:
+        """Keep events that another call will hand on (``release``); whether there is room for more."""
+        self._held.extend(events)
+        return len(self._held) < PAGE
+
+    def release(self) -> int:
+        """Hand on what was held; returns as ``deliver``."""
+        held, self._held = self._held, []
+        return self.deliver(held)
 
     def _is_another(self, recorded: Recorded) -> bool:
         """Whether an event of this number was handed out that says something else."""
@@ -367,47 +397,55 @@ class Pool:
         self._ringing.clear()
         self.jump(alert_seq)
 
-    def _deliver(self, event: Event) -> int:
-        alert_seq = self.head = event.alert_seq
+    def _take(self, event: Event) -> Event:
+        """The event is the head now, and in the outboxes of those who get it from there; ``_flush`` does the rest."""
+        self.head = event.alert_seq
         self._recent.append(event)
         if event.body is not None:
             self.note(event.body)
-        lane = tuple(self._lane)
-        written = 0
+        for member in tuple(self._lane):
+            self._offer(member, event)
+        return event
+
+    def _flush(self, events: Sequence[Event]) -> int:
+        """Write events that follow each other, the last of them the head, to all who are written to directly."""
+        if not events:
+            return 0
+        before, head, written = events[0].alert_seq - 1, events[-1].alert_seq, 0
         if self._groups is None:
             self._groups = {}
             for member in self._fast:
                 self._groups.setdefault(member.variant, []).append(member)
         for variant, members in self._groups.items():
-            written += self._write(members, event.frame(variant), alert_seq)
-        for member in lane:
-            self._offer(member, event)
-        if written:
-            metrics.FRAMES_OUT.labels(event.tag).inc(written)
+            frames = [(event.tag, frame) for event in events if (frame := event.frame(variant)) is not None]
+            took = self._write(members, b"".join(frame for _, frame in frames), before, head)
+            for tag, _ in frames:
+                metrics.FRAMES_OUT.labels(tag).inc(took)
+            written += took * len(frames)
         if self._behind:
             self._wake()  # somebody ahead of the head may have been reached
         return written
 
-    def _write(self, members: list[Member], frame: bytes | None, alert_seq: int) -> int:
-        """Write one frame to phones that stand just before it; returns to how many.
+    def _write(self, members: list[Member], data: bytes, before: int, head: int) -> int:
+        """Write whole frames to phones that stand at ``before``, and put them at ``head``; returns to how many.
 
         The innermost loop of the server: nothing is asked of a phone here. Whoever is in ``members`` has been
-        welcomed and reads; its transport has it taken out as soon as that is not so (``paused``). A frame that is the
-        one to fill a phone's buffer is in the buffer all the same.
+        welcomed and reads; its transport has it taken out as soon as that is not so (``paused``). What is the one to
+        fill a phone's buffer is in the buffer all the same.
         """
-        before, failed = alert_seq - 1, 0
+        failed = 0
         for member in members:
             session = member.session
             try:
                 if session.alert_seq != before:
-                    raise LocalProtocolError(f"alert_seq {alert_seq} after {session.alert_seq}")
-                session.alert_seq = alert_seq
-                if frame is not None:
-                    member.write(frame)  # type: ignore[misc]
+                    raise LocalProtocolError(f"alert_seq {before + 1} after {session.alert_seq}")
+                session.alert_seq = head
+                if data:
+                    member.write(data)  # type: ignore[misc]
             except (LocalProtocolError, RuntimeError, OSError) as error:
                 failed += 1
                 self._fail(member, error)
-        return 0 if frame is None else len(members) - failed
+        return len(members) - failed
 
     def _offer(self, member: Member, event: Event) -> bool:
         """Through the outbox, or not now: then the member takes it from the ledger when it has read."""
@@ -615,12 +653,29 @@ class Pools:
     # --- events ---
 
     def fan_out(self, department: str, recorded: Sequence[Recorded]) -> int:
-        """Hand a department's new events to its phones here; never waits. Returns the number of direct writes.
+        """Hand a department's new events to its phones here; never waits. Returns the number of frames written.
 
         Called for events that are committed. Known ones change nothing, and the order of the calls does not matter.
+        Events that come within ``HOLD_MS`` of a write to a crowd leave together when that time is over.
         """
         pool = self._pools.get(department)
-        return 0 if pool is None else pool.deliver(recorded)
+        if pool is None:
+            return 0
+        if pool.is_held:
+            return 0 if pool.hold(recorded) else pool.release()
+        written = pool.deliver(recorded)
+        if written and pool.fast >= CROWD:
+            self._hold(pool)
+        return written
+
+    def _hold(self, pool: Pool) -> None:
+        pool.is_held = True
+        asyncio.get_running_loop().call_later(HOLD_MS / 1000, self._release, pool)
+
+    def _release(self, pool: Pool) -> None:
+        pool.is_held = False
+        if pool.release() and pool.fast >= CROWD:
+            self._hold(pool)
 
     def heard(self, department: str, alert_seq: int) -> None:
         """The doorbell: another node has recorded an event."""

@@ -58,8 +58,8 @@ class Transport:
     does not read and what waits for it has passed the buffer's high-water mark (64 KiB), and with True when it has
     read on; with False also, once more and for good, when the connection begins to close.
 
-    ``write`` writes a whole WebSocket frame, as ``ws_frame`` makes it, and never waits. It is the socket's own method,
-    so that a frame costs one call; it may be called only while ``is_writable``, which changes only with a call of
+    ``write`` writes whole WebSocket frames, as ``ws_frame`` makes them, and never waits. It is the socket's own
+    method, so that they cost one call; it may be called only while ``is_writable``, which changes only with a call of
     ``on_writable``. The server itself writes whole frames too, each in one call, so the two cannot interleave.
     """
 

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from chatd.alerts.model import Recorded, Span
 from chatd.gateway.outbox import Outbox
-from chatd.gateway.pools import LANE_BYTES, PAGE, STALLED_MS, Event, Member, Pool, Pools, Variant
+from chatd.gateway.pools import BATCH_BYTES, LANE_BYTES, PAGE, STALLED_MS, Event, Member, Pool, Pools, Variant
 from chatd.gateway.transport import ws_frame
 from chatd.ledger import LedgerUnavailable, Why
 from chatd.tasks import end
@@ -100,15 +100,20 @@ class Log:
 
 
 class Wire:
-    """A transport whose phone may stop reading, and what has been written to it."""
+    """A transport whose phone may stop reading, and the frames that have been written to it."""
 
     def __init__(self, written: list[bytes]) -> None:
         self.written = written
+        self.writes = 0
+        self.wrote = asyncio.Event()
         self.is_writable = True
 
-    def write(self, frame: bytes) -> None:
+    def write(self, data: bytes) -> None:
         assert self.is_writable
-        self.written.append(frame)
+        assert len(data) <= BATCH_BYTES or len(list(frames_in(data))) == 1
+        self.writes += 1
+        self.wrote.set()
+        self.written.extend(frames_in(data))
 
 
 class Phone:
@@ -164,11 +169,24 @@ def position(frame: bytes) -> int:
     return int(fields["alert_seq"])
 
 
+def frames_in(data: bytes) -> Iterator[bytes]:
+    """The unmasked WebSocket frames that stand one behind the other, each whole."""
+    while data:
+        end = sum(_lengths(data))
+        assert len(data) >= end
+        yield data[:end]
+        data = data[end:]
+
+
+def _lengths(frame: bytes) -> tuple[int, int]:
+    """Of the head and of the message of the first frame."""
+    head = {126: 4, 127: 10}.get(frame[1], 2)
+    return head, int.from_bytes(frame[2:head], "big") if head > 2 else frame[1]
+
+
 def unframed(frame: bytes) -> bytes:
     """The message of an unmasked WebSocket frame."""
-    size = frame[1]
-    head = {126: 4, 127: 10}.get(size, 2)
-    length = int.from_bytes(frame[2:head], "big") if head > 2 else size
+    head, length = _lengths(frame)
     assert len(frame) == head + length
     return frame[head:]
 
@@ -276,6 +294,45 @@ async def test_fan_out_doubled_and_reordered_events_go_out_once_in_order(pools: 
     await rounds(pools, phone)
     pools.fan_out(CARDIOLOGY, [three])
     assert phone.seqs == [1, 2, 3]
+
+
+async def test_events_that_follow_each_other_leave_in_one_write(pools: Pools, log: Log) -> None:
+    """Three events at once are one write for each phone, in order; what is longer than a write's bound is several."""
+    phones = [Phone(pools, 0, variant) for variant in (APP, APP, VARIANTS[-1])]
+    await welcomed(pools, log, *phones)
+    pools.fan_out(CARDIOLOGY, [log.add() for _ in range(3)])
+    assert [phone.wire.writes for phone in phones] == [1, 1, 1]
+    pools.fan_out(CARDIOLOGY, [log.add(content="x" * 30_000) for _ in range(3)])
+    assert [phone.wire.writes for phone in phones] == [3, 3, 3]
+    assert all(phone.seqs == [1, 2, 3, 4, 5, 6] for phone in phones)
+
+
+async def test_event_after_a_write_to_a_crowd_waits_for_the_next_ones(
+    pools: Pools, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first event leaves at once; what comes right after it leaves soon, together, without anybody's doing."""
+    monkeypatch.setattr("chatd.gateway.pools.CROWD", 2)
+    phones = Phone(pools, 0), Phone(pools, 0)
+    await welcomed(pools, log, *phones)
+    pools.fan_out(CARDIOLOGY, [log.add()])
+    assert [phone.seqs for phone in phones] == [[1], [1]]
+    for _ in range(3):
+        pools.fan_out(CARDIOLOGY, [log.add()])
+    assert [phone.seqs for phone in phones] == [[1], [1]]
+    phones[1].wire.wrote.clear()
+    await asyncio.wait_for(phones[1].wire.wrote.wait(), 5)
+    assert [phone.seqs for phone in phones] == [[1, 2, 3, 4]] * 2
+    assert [phone.wire.writes for phone in phones] == [2, 2]
+
+
+async def test_events_are_not_held_without_bound(pools: Pools, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of held events is handed on at once."""
+    monkeypatch.setattr("chatd.gateway.pools.CROWD", 1)
+    phone = Phone(pools, 0)
+    await welcomed(pools, log, phone)
+    for _ in range(PAGE + 1):
+        pools.fan_out(CARDIOLOGY, [log.add()])
+    assert phone.seqs == list(range(1, PAGE + 2))
 
 
 async def test_heard_reads_what_another_node_recorded(pools: Pools, log: Log) -> None:
@@ -461,7 +518,8 @@ async def test_write_that_fills_the_buffer_counts_and_the_next_ones_wait(pools: 
         phone.stop()
 
     phone.member.write = fill
-    pools.fan_out(CARDIOLOGY, [log.add(), log.add()])
+    pools.fan_out(CARDIOLOGY, [log.add()])
+    pools.fan_out(CARDIOLOGY, [log.add()])
     phone.member.write = write
     assert (phone.seqs, other.seqs, pool_of(pools).fast) == ([1], [1, 2], 1)
     phone.go_on()
@@ -746,7 +804,7 @@ def test_alert_plan(client: Resume | None, span: tuple[int, int], expected: Aler
 
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("raise"), st.sampled_from(["own", "rung", "unrung", "late"]), st.booleans()),
+        st.tuples(st.just("raise"), st.sampled_from(["own", "held", "rung", "unrung", "late"]), st.booleans()),
         st.tuples(st.just("join"), st.integers(0, 5), st.integers(0, len(VARIANTS) - 1)),
         st.tuples(st.sampled_from(["stop", "go", "read", "leave"]), st.integers(0, 5)),
         st.tuples(st.sampled_from(["feed", "sweep", "away", "back"])),
@@ -774,6 +832,8 @@ async def test_any_course_every_phone_gets_all_in_order(sequence: list[tuple[obj
                 event = log.add(update=update, content="x" * (1 if update else 30_000))
                 if how == "own":
                     pools.fan_out(CARDIOLOGY, [event])
+                elif how == "held" and (pool := pools[CARDIOLOGY]) is not None:
+                    pool.hold([event])
                 elif how == "rung":
                     pools.heard(CARDIOLOGY, event.alert_seq)
                 elif how == "late":
@@ -800,6 +860,8 @@ async def test_any_course_every_phone_gets_all_in_order(sequence: list[tuple[obj
             case ("sweep",):
                 pools.sweep(0)
                 pools.fan_out(CARDIOLOGY, late)
+                if (pool := pools[CARDIOLOGY]) is not None:
+                    pool.release()
             case ("away",):
                 log.is_away = True
             case ("back",):
