@@ -83,8 +83,11 @@ class Ward:
 class Doctor:
     """A phone that asks on and on, comes back by itself, and sends again what nobody accepted or answered."""
 
-    def __init__(self, ward: Ward, number: int) -> None:
+    def __init__(self, ward: Ward, number: int, *, pause_s: float = PAUSE_S) -> None:
         user = f"dr.ward{number}.cardio"
+        self._pause_s = pause_s
+        #: When it was last given its session; None: never.
+        self.session_at: float | None = None
         self.phone = ChatClient(
             ward.front.url,
             department="cardiology",
@@ -115,9 +118,11 @@ class Doctor:
         wait_s = AGAIN_S
         while not self._stop or self.waiting is not None:
             try:
-                await self.phone.connect()
+                welcome = await self.phone.connect()
                 wait_s = AGAIN_S
                 self.connections += 1
+                if not welcome.get("alerts_only"):
+                    self.session_at = time.monotonic()
                 if self._lost_at is not None:
                     self.away_s.append(time.monotonic() - self._lost_at)
                     self._lost_at = None
@@ -149,7 +154,7 @@ class Doctor:
             )
             while msg_id not in self.phone.answers:
                 await self._take()
-            until = time.monotonic() + PAUSE_S
+            until = time.monotonic() + self._pause_s
             while not self._stop and (left_s := until - time.monotonic()) > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(left_s):
