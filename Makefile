@@ -1,6 +1,9 @@
 # chatd: `make run` shows it, `make test` proves it, `make help` lists the rest.
 .PHONY: help setup setup-mlx setup-vllm-client dev run test test-journeys test-front test-front-reports test-abuse fuzz mixing test-page test-inference test-vllm check faults faults-questions faults-alerts faults-escalation faults-inference faults-canary bench bench-inference bench-fanout bench-alerts sbom audit-dependencies clean
 
+# Where it is set, each process that the tests start compiles chatd anew: more than half of what its start costs.
+unexport PYTHONDONTWRITEBYTECODE
+
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
