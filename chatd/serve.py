@@ -12,8 +12,10 @@ import socket
 import stat
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
@@ -93,26 +95,14 @@ class GatewayServer(uvicorn.Server):
             self.should_exit = True
 
 
-def serve(settings: Settings, places: Places, *, supervised: bool) -> int:
-    """Run a gateway until it is told to stop; returns the exit status.
-
-    Prints ``ready http://HOST:PORT``, or ``ready unix:PATH``, once questions can be answered.
+def line(app: Callable[..., Any], settings: Settings, *, uds: str | None = None) -> uvicorn.Config:
+    """uvicorn's options below an application: chatd's two protocols with their bounds.
 
     Args:
-        supervised: Stop too when standard input ends: the ``chatd up`` that holds its other end is gone.
-
-    Raises:
-        SettingsError: the Unix socket is somebody's, or its path is no socket's.
-        RedisRefused: Redis could bring chat to a disk.
+        uds: The Unix socket to listen on; None: the address of ``settings``.
     """
-    no_core_dumps()
-    uds = unix_socket(settings.uds)
-    writer = logs.set_up(settings.log_level)
-    sys.setswitchinterval(_SWITCH_S)
-    make_room(settings.max_connections + settings.redis_max_connections + _OTHER_FILES)
-    app = application.build(settings, places)
     http, websocket = protocols(LineLimits(frames_per_s=settings.frames_per_second))
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -131,6 +121,27 @@ def serve(settings: Settings, places: Places, *, supervised: bool) -> int:
         timeout_graceful_shutdown=_GRACE_S,
         lifespan="on",
     )
+
+
+def serve(settings: Settings, places: Places, *, supervised: bool) -> int:
+    """Run a gateway until it is told to stop; returns the exit status.
+
+    Prints ``ready http://HOST:PORT``, or ``ready unix:PATH``, once questions can be answered.
+
+    Args:
+        supervised: Stop too when standard input ends: the ``chatd up`` that holds its other end is gone.
+
+    Raises:
+        SettingsError: the Unix socket is somebody's, or its path is no socket's.
+        RedisRefused: Redis could bring chat to a disk.
+    """
+    no_core_dumps()
+    uds = unix_socket(settings.uds)
+    writer = logs.set_up(settings.log_level)
+    sys.setswitchinterval(_SWITCH_S)
+    make_room(settings.max_connections + settings.redis_max_connections + _OTHER_FILES)
+    app = application.build(settings, places)
+    config = line(app, settings, uds=uds)
     server = GatewayServer(config, app)
     try:
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:

@@ -11,8 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from chatd.gateway.limits import LineLimits
-from chatd.gateway.transport import protocols
+from chatd.serve import line
 from chatd.settings import Settings
 
 
@@ -32,24 +31,19 @@ class Server(uvicorn.Server):
         print("ready", flush=True)
 
 
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """``echo``, begun and ended as the server asks of an application."""
+    if scope["type"] != "lifespan":
+        await echo(scope, receive, send)
+        return
+    for word in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{word}.complete"})
+
+
 async def main(uds: str) -> None:
     """Serve on a Unix socket until it is ended."""
-    settings = Settings()
-    http, websocket = protocols(LineLimits(frames_per_s=settings.frames_per_second))
-    config = uvicorn.Config(
-        echo,
-        uds=uds,
-        http=http,
-        ws=websocket,
-        ws_max_size=settings.max_frame_bytes,
-        ws_per_message_deflate=False,
-        ws_ping_interval=None,
-        ws_ping_timeout=None,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-    )
-    await Server(config).serve()
+    await Server(line(app, Settings(), uds=uds)).serve()
 
 
 if __name__ == "__main__":
