@@ -20,6 +20,11 @@ class Broken(AssertionError):
     """The server broke a promise of the protocol."""
 
 
+def _named(frame: dict[str, Any]) -> dict[str, Any]:
+    """What tells one durable frame from another, without its text."""
+    return {name: frame.get(name) for name in ("epoch", "seq", "response_id", "status", "attempt")}
+
+
 class ChatClient:
     """One phone. ``frames`` holds every durable frame once, in order; ``direct`` the others since the last connect."""
 
@@ -79,6 +84,8 @@ class ChatClient:
             if self.snapshot["type"] != "snapshot":
                 raise Broken("no snapshot after a welcome that is not resumed")
             self.epoch, self.seq = welcome["epoch"], welcome["seq"]
+            # In a new epoch an unanswered question is asked again, and is another one to the server (SPEC, section 5).
+            self.accepted = {msg_id: known for msg_id, known in self.accepted.items() if msg_id in self.answers}
         elif welcome["seq"] != self.seq + welcome["replay"]:
             raise Broken("welcome counts wrongly")
         return welcome
@@ -132,9 +139,11 @@ class ChatClient:
         self.seq = frame["seq"]
         self.frames.append(frame)
         if frame["type"] == "ai_response":
-            self.answers[frame["client_msg_id"]].append(frame)
-            if len(self.answers[frame["client_msg_id"]]) > 1:
-                raise Broken("two answers to one message")
+            before = self.answers[frame["client_msg_id"]]
+            if before and (before[0]["epoch"] == frame["epoch"] or before[0]["response_id"] != frame["response_id"]):
+                raise Broken(f"two answers to one message: {[_named(each) for each in (*before, frame)]}")
+            # One that a failover of Redis lost comes once more, in a new epoch (SPEC, section 5).
+            self.answers[frame["client_msg_id"]] = [frame]
 
     async def until(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Receive until a frame of this type with these fields has come, and return it."""

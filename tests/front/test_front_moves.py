@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import secrets
 import shlex
 import subprocess
@@ -38,7 +39,7 @@ PATIENCE = float(os.environ.get("FRONT_PATIENCE", "1"))
 BACK_S = 10.0 * PATIENCE
 #: A phone's first wait before it comes back, and its longest.
 AGAIN_S, MOST_S = 0.25, 2.0
-#: A phone asks this often.
+#: How long a phone rests between two questions, on the average.
 PAUSE_S = 1.5
 SETTLED_S = 60.0 * PATIENCE
 
@@ -86,8 +87,9 @@ class Doctor:
     def __init__(self, ward: Ward, number: int, *, pause_s: float = PAUSE_S) -> None:
         user = f"dr.ward{number}.cardio"
         self._pause_s = pause_s
-        #: When it was last given its session; None: never.
-        self.session_at: float | None = None
+        self._random = random.Random(number)
+        #: When each question was first asked.
+        self.asked_at: dict[str, float] = {}
         self.phone = ChatClient(
             ward.front.url,
             department="cardiology",
@@ -118,11 +120,9 @@ class Doctor:
         wait_s = AGAIN_S
         while not self._stop or self.waiting is not None:
             try:
-                welcome = await self.phone.connect()
+                await self.phone.connect()
                 wait_s = AGAIN_S
                 self.connections += 1
-                if not welcome.get("alerts_only"):
-                    self.session_at = time.monotonic()
                 if self._lost_at is not None:
                     self.away_s.append(time.monotonic() - self._lost_at)
                     self._lost_at = None
@@ -148,13 +148,14 @@ class Doctor:
         while not self._stop or self.waiting is not None:
             if self.waiting is None:
                 self.asked.append(f"m-{secrets.token_hex(6)}")
+                self.asked_at[self.asked[-1]] = time.monotonic()
             msg_id = self.asked[-1]
             await self.phone.send(
                 {"type": "user_message", "client_msg_id": msg_id, "content": "Allergies?", "patient_id": "7823"}
             )
             while msg_id not in self.phone.answers:
                 await self._take()
-            until = time.monotonic() + self._pause_s
+            until = time.monotonic() + self._random.uniform(0, 2) * self._pause_s
             while not self._stop and (left_s := until - time.monotonic()) > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(left_s):
