@@ -199,6 +199,8 @@ def _skeletons() -> dict[str, tuple[tuple[str, ...], bool]]:
 _SKELETONS = _skeletons()
 _LONG_SKELETONS = tuple(sorted(bone for bone in _SKELETONS if len(bone) >= 7))
 
+#: Shorter words are looked up as they stand alone: too much is one letter away from them.
+_MIN_REPAIRED = 5
 #: Ordinary words one letter away from a medicine.
 _ORDINARY = frozenset(
     """aspirate aspirated aspiration mineral general generals central several paracentesis heparan hepatic
@@ -211,7 +213,7 @@ def _lookup(word: str) -> tuple[tuple[str, ...], bool] | None:
     """One word to generic names: as written, by its skeleton, or one letter away from exactly one skeleton."""
     if word in _PHRASES:
         return _PHRASES[word]
-    if len(word) < 5 or word in _ORDINARY or not word.isalpha():
+    if len(word) < _MIN_REPAIRED or word in _ORDINARY or not word.isalpha():
         return None
     bone = skeleton(word)
     if bone in _SKELETONS:
@@ -229,7 +231,15 @@ def drugs_in(text: str) -> tuple[Drug, ...]:
     Doses, salts and forms are passed over; brands become generic names; a combination gives each of its parts.
     English and Portuguese names, one mistyped letter in long ones. Never raises; reads ``MAX_CHARS`` characters.
     """
-    plain = fold(text[:MAX_CHARS])
+    return drugs_in_folded(fold(text[:MAX_CHARS]))
+
+
+def drugs_in_folded(plain: str) -> tuple[Drug, ...]:
+    """``drugs_in`` of a text that is folded already (see ``context.text.fold``)."""
+    words = _WORD.findall(plain)
+    # Most words name nothing, and most lines no medicine. A short word does so only as it stands.
+    if not any(word in _LONGEST or (len(word) >= _MIN_REPAIRED and _lookup(word) is not None) for word in words):
+        return ()
     tokens = [(m.group(0), m.start(), m.end()) for m in _WORD.finditer(plain)]
     found: list[Drug] = []
     at = 0
