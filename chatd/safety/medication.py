@@ -8,7 +8,7 @@ contrast with shellfish. The table is ``data/medication.json``; no pharmacist ha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Literal
 
@@ -420,15 +420,21 @@ def _split_question(question: str) -> tuple[list[Drug], list[tuple[Drug, str]]]:
     return about, allergies
 
 
-def _items(patient: PatientLayer, about: Iterable[Drug], proposed: Iterable[str]) -> list[_Item]:
+def _current(patient: PatientLayer) -> list[_Item]:
+    """Every medicine of the current list."""
+    return [
+        _Item(drug=drug, origin="current", ref=medication.ref)
+        for medication in patient.medications
+        if medication.active
+        for drug in drugs_in(medication.name)
+    ]
+
+
+def _items(current: Sequence[_Item], about: Iterable[Drug], proposed: Iterable[str]) -> list[_Item]:
     """Every medicine once: the current list first, then what the question and the proposals add."""
-    out: list[_Item] = []
-    for medication in patient.medications:
-        if medication.active:
-            out += [_Item(drug=d, origin="current", ref=medication.ref) for d in drugs_in(medication.name)]
+    out = list(current)
     known = {item.drug.id for item in out}
-    for drug in about:
-        out.append(_Item(drug=drug, origin="question"))
+    out += [_Item(drug=drug, origin="question") for drug in about]
     for text in proposed:
         out += [_Item(drug=d, origin="proposed") for d in drugs_in(text)]
     seen: set[tuple[str, bool]] = set()
@@ -700,7 +706,10 @@ def _interactions(patient: PatientLayer, question: str, items: list[_Item], lang
     unique = list(by_drug.values())
     out: list[Check] = []
     told: list[set[str]] = []
+    present = {side for item in unique for side in (item.drug.id, *item.drug.classes)}
     for rule in TABLE.interactions:
+        if rule.a not in present or rule.b not in present:
+            continue
         involved = [i for i in unique if _is_side(rule.a, i.drug) or _is_side(rule.b, i.drug)]
         a = [i for i in involved if _is_side(rule.a, i.drug)]
         b = [i for i in involved if _is_side(rule.b, i.drug)]
@@ -751,6 +760,58 @@ def _parts_of_one(a: _Item, b: _Item) -> bool:
     return a.ref is not None and a.ref == b.ref
 
 
+class Checker:
+    """What speaks against medicines for one patient and one question, asked for one list of proposals after the other.
+
+    What does not depend on the proposals is read once. It holds what it was given: no longer than its question is
+    worked on.
+    """
+
+    def __init__(self, patient: PatientLayer, question: str, lang: str = "en") -> None:
+        self._patient = patient
+        self._question = question
+        self._lang = lang
+        self._about, stated = _split_question(question)
+        self._current = _current(patient)
+        self._allergens = _allergens(patient)
+        self._stated: list[Check] = []
+        for drug, around in stated:
+            if any(drug.id == d.id or set(drug.classes) & set(d.classes) for a in self._allergens for d in a.drugs):
+                continue
+            self._allergens.append(
+                _Allergen(
+                    label=drug.text,
+                    drugs=(drug,),
+                    substances=(),
+                    reaction=fold(around),
+                    severe=bool(_SEVERE.search(around)),
+                    ref=None,
+                )
+            )
+            self._stated.append(
+                Check(
+                    id=f"allergy_unrecorded.{slug(drug.id)}",
+                    level="warning",
+                    text=pick(
+                        lang,
+                        f"The question names an allergy that is not in the record: {drug.text}. Confirm and record it.",
+                        f"A pergunta refere uma alergia que não está no registo: {drug.text}. Confirmar e registar.",
+                    ),
+                )
+            )
+
+    def check(self, proposed: tuple[str, ...] = ()) -> tuple[Check, ...]:
+        """What speaks against the medicines of the question, these proposals and the current list; see ``check``."""
+        lang, allergens = self._lang, self._allergens
+        items = _items(self._current, self._about, proposed)
+        checks = list(self._stated)
+        checks += [_allergy_check(conflict, lang) for conflict in _allergy_conflicts(allergens, items, lang)]
+        checks += _antibiotic_notes(self._question, allergens, items, lang)
+        checks += _interactions(self._patient, self._question, items, lang)
+        unique = {(one.id, one.text): one for one in checks}
+        return tuple(sorted(unique.values(), key=lambda one: -_LEVELS[one.level]))
+
+
 def check(patient: PatientLayer, question: str, lang: str = "en", proposed: tuple[str, ...] = ()) -> tuple[Check, ...]:
     """What speaks against the medicines of the question, the proposals and the current list; the gravest first.
 
@@ -758,39 +819,7 @@ def check(patient: PatientLayer, question: str, lang: str = "en", proposed: tupl
     the current ones, and between them and what the question or a proposal adds. A medicine that the question stops,
     or names as an allergy, is not one that it would give. Each finding once; the same input gives the same tuple.
     """
-    about, stated = _split_question(question)
-    items = _items(patient, about, proposed)
-    allergens = _allergens(patient)
-    checks: list[Check] = []
-    for drug, around in stated:
-        if any(drug.id == d.id or set(drug.classes) & set(d.classes) for a in allergens for d in a.drugs):
-            continue
-        allergens.append(
-            _Allergen(
-                label=drug.text,
-                drugs=(drug,),
-                substances=(),
-                reaction=fold(around),
-                severe=bool(_SEVERE.search(around)),
-                ref=None,
-            )
-        )
-        checks.append(
-            Check(
-                id=f"allergy_unrecorded.{slug(drug.id)}",
-                level="warning",
-                text=pick(
-                    lang,
-                    f"The question names an allergy that is not in the record: {drug.text}. Confirm and record it.",
-                    f"A pergunta refere uma alergia que não está no registo: {drug.text}. Confirmar e registar.",
-                ),
-            )
-        )
-    checks += [_allergy_check(conflict, lang) for conflict in _allergy_conflicts(allergens, items, lang)]
-    checks += _antibiotic_notes(question, allergens, items, lang)
-    checks += _interactions(patient, question, items, lang)
-    unique = {(one.id, one.text): one for one in checks}
-    return tuple(sorted(unique.values(), key=lambda one: -_LEVELS[one.level]))
+    return Checker(patient, question, lang).check(proposed)
 
 
 # --- order for the facts card -------------------------------------------------------------------------------
