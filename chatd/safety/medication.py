@@ -238,34 +238,40 @@ def drugs_in_folded(plain: str) -> tuple[Drug, ...]:
     """``drugs_in`` of a text that is folded already (see ``context.text.fold``)."""
     words = _WORD.findall(plain)
     # Most words name nothing, and most lines no medicine. A short word does so only as it stands.
-    if not any(word in _LONGEST or (len(word) >= _MIN_REPAIRED and _lookup(word) is not None) for word in words):
+    starts = [
+        at
+        for at, word in enumerate(words)
+        if word in _LONGEST or (len(word) >= _MIN_REPAIRED and _lookup(word) is not None)
+    ]
+    if not starts:
         return ()
-    tokens = [(m.group(0), m.start(), m.end()) for m in _WORD.finditer(plain)]
+    places = [match.span() for match in _WORD.finditer(plain)]
     found: list[Drug] = []
-    at = 0
-    while at < len(tokens):
-        for size in range(min(_LONGEST.get(tokens[at][0], 1), len(tokens) - at), 0, -1):
-            phrase = tokens[at][0] if size == 1 else " ".join([token for token, _, _ in tokens[at : at + size]])
+    free = 0
+    for at in starts:
+        if at < free:
+            continue
+        for size in range(min(_LONGEST.get(words[at], 1), len(words) - at), 0, -1):
+            phrase = words[at] if size == 1 else " ".join(words[at : at + size])
             hit = _PHRASES.get(phrase) if size > 1 else _lookup(phrase)
-            if hit is None or (size == 1 and not _means_a_drug(tokens, at)):
+            if hit is None or (size == 1 and not _means_a_drug(words, at)):
                 continue
-            start, end = tokens[at][1], tokens[at + size - 1][2]
+            start, end = places[at][0], places[at + size - 1][1]
             names, is_class = hit
             found.extend(
                 Drug(id=name, text=plain[start:end], classes=_CLASSES[name], is_class=is_class, start=start, end=end)
                 for name in names
             )
-            at += size - 1
+            free = at + size
             break
-        at += 1
     return tuple(found)
 
 
-def _means_a_drug(tokens: list[tuple[str, int, int]], at: int) -> bool:
+def _means_a_drug(words: Sequence[str], at: int) -> bool:
     """False for "ASA III" (an anaesthetic class) and "in contrast"."""
-    word = tokens[at][0]
-    following = tokens[at + 1][0] if at + 1 < len(tokens) else ""
-    before = tokens[at - 1][0] if at else ""
+    word = words[at]
+    following = words[at + 1] if at + 1 < len(words) else ""
+    before = words[at - 1] if at else ""
     if word == "asa":
         return re.fullmatch(r"[1-6]|i{1,3}|iv|v|vi|class|score|grade|physical|ps|classe", following) is None
     if word == "contrast":

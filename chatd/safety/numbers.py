@@ -340,8 +340,11 @@ def _plain(text: str) -> str:
 def _normal(text: str) -> tuple[str, str, tuple[str, ...]]:
     """``text`` without accents and odd signs, as written and in lower case (of one length), and signs that are
     numbers by themselves ("½", "Ⅳ", "①")."""
-    text = _plain(_INVISIBLE.sub("", text[:MAX_CHARS]))
+    text = text[:MAX_CHARS]
     signs: tuple[str, ...] = ()
+    if not text.isascii():
+        text = _INVISIBLE.sub("", text)
+    text = _plain(text)
     if not text.isascii():
         text, signs = _odd_signs(text)
         for sign in set(signs):
@@ -415,6 +418,8 @@ _GLUED = re.compile(r"[./:]\d|-\d")
 _TAIL = re.compile(r"(?:[^\W\d_]+[\w]*|['_^*=:x~][\w.,]*\d[\w.,]*)")
 #: Right behind a number nothing of it follows these signs: no unit, no other end, no tail, no bound in words.
 _STOPS: Final = frozenset(("", ",", ";", ")", "]", "(", "[", "!", "?", '"'))
+#: No tail begins with these either.
+_NO_TAIL: Final = _STOPS | {" ", ".", "/", "%", "-"}
 _NUMBER_WORDS = re.compile(rf"(?:[ -](?:e |and )?{_spelled(_WORDS)}\b)+")
 #: What stands before a bound, right before the number; "~" and the like say that it is near.
 _BOUNDS: Final[dict[str, tuple[str, ...]]] = {
@@ -446,11 +451,9 @@ _COMPARATOR = re.compile(
     )
     + ")"
 )
-#: How the text before the number ends wherever the expression above finds something.
-_BOUND_ENDS: Final = (
-    *("<", "<=", ">", ">=", "~"),
-    *sorted({words.split()[-1] for row in _BOUNDS.values() for words in row}),
-)
+#: The last word before the number wherever the expression above finds something, or the end of what is no word.
+_BOUND_WORDS: Final = frozenset(words.split()[-1] for row in _BOUNDS.values() for words in row)
+_BOUND_ENDS: Final = ("<", "<=", ">", ">=", "~", *sorted(_BOUND_WORDS))
 #: So far before its number a comparator may begin.
 _BOUND_CHARS: Final = 40
 _AFTER_BOUND = re.compile(
@@ -528,6 +531,10 @@ def _time_values(raw: str) -> tuple[Decimal, ...]:
     return Decimal(hour), Decimal(minute)
 
 
+def _is_word(text: str) -> bool:
+    return text.isascii() and text.isalpha()
+
+
 class _Line(msgspec.Struct):
     """A line as it was read. ``named``: its mentions with what they are of and their units, once somebody asked."""
 
@@ -556,15 +563,16 @@ class _Reader:
         for drug in drugs_in_folded(low):
             drugs.setdefault((drug.start, drug.end), set()).add(f"drug:{drug.id}")
         longest = self._vocabulary.longest
-        tokens = [(match.group(), *match.span()) for match in _TOKEN.finditer(low)]
+        words = _TOKEN.findall(low)
+        places = [match.span() for match in _TOKEN.finditer(low)] if not longest.keys().isdisjoint(words) else []
         at = 0
-        while at < len(tokens):
-            for size in range(min(longest.get(tokens[at][0], 0), len(tokens) - at), 0, -1):
-                phrase = " ".join([token for token, _, _ in tokens[at : at + size]])
+        while at < len(places):
+            for size in range(min(longest.get(words[at], 0), len(words) - at), 0, -1):
+                phrase = words[at] if size == 1 else " ".join(words[at : at + size])
                 ids = self._vocabulary.names.get(phrase)
                 if ids is None:
                     continue
-                start, end = tokens[at][1], tokens[at + size - 1][2]
+                start, end = places[at][0], places[at + size - 1][1]
                 if phrase in self._vocabulary.cased and not self._is_spelled(phrase, cased, start, end):
                     continue
                 found.append((start, end, ids))
@@ -693,17 +701,18 @@ class _Reader:
         unit = following = ""
         is_bound = False
         if low[end : end + 1] not in _STOPS:
-            ratio = _RATIO.match(low, end)
-            if ratio is not None:
+            found = _UNIT.match(low, end)
+            if "/" in low[end : end + 2] and (ratio := _RATIO.match(low, end)) is not None:
                 second = _NUMBER.match(ratio["second"])
                 other = None if second is None else self._of(second, given)
                 values = () if value is None or other is None else (value, other)
                 kind, end, raw = "ratio", ratio.end(), f"{raw}/{ratio['second']}"
                 found = _UNIT.match(low, end)
             else:
-                found = _UNIT.match(low, end)
                 first_unit = found.group() if found is not None else ""
-                middle = _RANGE_MIDDLE.match(low, end + len(first_unit)) or _RANGE_MIDDLE.match(low, end)
+                middle = _RANGE_MIDDLE.match(low, end + len(first_unit))
+                if middle is None and first_unit:
+                    middle = _RANGE_MIDDLE.match(low, end)
                 second = None if middle is None else _NUMBER.match(low, middle.end())
                 is_and = middle is not None and middle.group().strip() in ("and", "e")
                 if middle is not None and second is not None and (not is_and or _BETWEEN.search(low[:start])):
@@ -721,15 +730,17 @@ class _Reader:
                 if kind == "range" and unit and unit != second_unit:
                     values = ()
                 unit, end = second_unit, found.end()
-            tail = _TAIL.match(low, end)
+            tail = _TAIL.match(low, end) if low[end : end + 1] not in _NO_TAIL else None
             if tail is not None and not low[end - 1].isspace() and not (unit and low.startswith(" ", first.end())):
                 return self._code(low, start, tail.end(), given)
-            is_bound = _AFTER_BOUND.match(low, end) is not None
             word_behind = _FOLLOWING.match(low, end)
-            following = word_behind[1] if word_behind is not None else ""
-        ahead = low[max(0, start - _BOUND_CHARS) : start].rstrip(" :")
+            if word_behind is not None:
+                following = word_behind[1]
+                is_bound = following in ("or", "ou") and _AFTER_BOUND.match(low, end) is not None
         direction = 0
-        if ahead.endswith(_BOUND_ENDS):
+        ahead = low[max(0, start - _BOUND_CHARS) : start].rstrip(" :")
+        last = ahead[ahead.rfind(" ") + 1 :]
+        if last in _BOUND_WORDS or (not _is_word(last) and last.endswith(_BOUND_ENDS)):
             bound = _COMPARATOR.search(low, max(0, start - _BOUND_CHARS), start)
             if bound is not None:
                 is_bound, direction = True, 1 if bound["up"] else -1 if bound["down"] else 0
@@ -764,24 +775,32 @@ class _Reader:
         if mention.kind not in _OF_THINGS:
             return mention
         low, about = line.low, line.given.about
-        before = [row for row in names if row[1] <= mention.start]
-        behind = [row for row in names if row[0] >= mention.end]
-        begin = max((end for end in ends if end <= mention.start), default=0)
-        finish = min((end for end in ends if end > mention.end), default=len(low))
+        # In the order of the line, and none lies over another.
+        before = behind = None
+        for row in names:
+            if row[1] <= mention.start:
+                before = row
+            elif row[0] >= mention.end:
+                behind = row
+                break
+        begin = max((end for end in ends if end <= mention.start), default=0) if ends else 0
+        finish = min((end for end in ends if end > mention.end), default=len(low)) if ends else len(low)
+        near = before if before is not None and before[0] >= begin else None
+        if behind is not None and behind[0] >= finish:
+            behind = None
         ids = about
-        near = [row for row in before if row[0] >= begin]
-        if near and len(_WORD.findall(low, near[-1][1], mention.start)) <= _NEAR_WORDS:
-            ids = near[-1][2]
+        if near is not None and len(_WORD.findall(low, near[1], mention.start)) <= _NEAR_WORDS:
+            ids = near[2]
         elif _is_year(mention):
             ids = frozenset()
-        elif behind and mention.unit and behind[0][0] < finish and _OF.match(low[mention.end : behind[0][0]]):
-            ids = behind[0][2]
-        elif near:
-            ids = near[-1][2]
-        elif behind and behind[0][0] < finish and not about:
-            ids = behind[0][2]
-        elif before:
-            ids = before[-1][2]
+        elif behind is not None and mention.unit and _OF.match(low[mention.end : behind[0]]):
+            ids = behind[2]
+        elif near is not None:
+            ids = near[2]
+        elif behind is not None and not about:
+            ids = behind[2]
+        elif before is not None:
+            ids = before[2]
         return msgspec.structs.replace(mention, names=ids) if ids else mention
 
 
@@ -818,6 +837,8 @@ class NumberLock:
         self._given: dict[tuple[int, int], Mention] = {}
         self._by_value: dict[tuple[str, tuple[Decimal, ...]], list[_Place]] = {}
         self._raw: dict[tuple[str, str], list[_Place]] = {}
+        #: The dates with what may be said of them: without the year, without the day.
+        self._dates: dict[tuple[Decimal, ...], tuple[tuple[Decimal, ...], ...]] = {}
         self._groups: dict[int, set[Moment]] = {}
         #: Units of the patient's own results by what they are of.
         self._own: dict[str, set[str]] | None = None
@@ -838,20 +859,22 @@ class NumberLock:
             self._groups.setdefault(row.group, set()).update(_moments(line.mentions))
 
     def _keep(self, mention: Mention, line: int, at: int) -> None:
+        kind, values = mention.kind, mention.values
         place: _Place = (line, at, "")
-        self._raw.setdefault((mention.kind, mention.raw), []).append(place)
-        if not mention.values:
+        if kind == "date":
+            if values and values not in self._dates:
+                year, month, day = values
+                self._dates[values] = ((Decimal(0), month, day), (year, month, Decimal(0)))
+            if values and values[0]:
+                self._by_value.setdefault(("number", values[:1]), []).append((line, at, "year"))
             return
-        self._by_value.setdefault((mention.kind, mention.values), []).append(place)
-        if mention.kind == "range":
-            for value in mention.values:
-                self._by_value.setdefault(("number", (value,)), []).append((line, at, "end"))
-        if mention.kind == "date":
-            year, month, day = mention.values
-            for part in {(Decimal(0), month, day), (year, month, Decimal(0))}:
-                self._by_value.setdefault(("date", part), []).append(place)
-            if year:
-                self._by_value.setdefault(("number", (year,)), []).append((line, at, "year"))
+        if kind in _OF_THINGS or not values or kind == "label":
+            self._raw.setdefault((kind, mention.raw), []).append(place)
+        if values:
+            self._by_value.setdefault((kind, values), []).append(place)
+            if kind == "range":
+                for value in values:
+                    self._by_value.setdefault(("number", (value,)), []).append((line, at, "end"))
 
     def _mentions(self, places: Iterable[_Place], values: tuple[Decimal, ...] = ()) -> list[Mention]:
         """What stands there, with what it is of and the dates and times that were given with it.
@@ -910,7 +933,10 @@ class NumberLock:
             places = self._raw.get((kind, mention.raw), ())
             same = any(self._lines[line].mentions[at].values == mention.values for line, at, _ in places)
             return [] if same else None
-        if kind in ("date", "time"):
+        if kind == "date":
+            dates = self._dates
+            return [] if mention.values in dates or any(mention.values in parts for parts in dates.values()) else None
+        if kind == "time":
             return [] if mention.values and key in self._by_value else None
         if mention.is_word and not mention.unit and mention.values[0] <= _FREE_COUNT:
             return []
