@@ -349,8 +349,10 @@ def _normal(text: str) -> tuple[str, str, tuple[str, ...]]:
         text, signs = _odd_signs(text)
         for sign in set(signs):
             text = text.replace(sign, " ")
-        if not text.isascii():
-            text = _plain(without_accents(text))
+        # Accents go from each sign by itself: what is left of one is never another that has some.
+        for sign in set(_NOT_ASCII.findall(text)):
+            text = text.replace(sign, without_accents(sign))
+        text = _plain(text)
     cased = " ".join(text.split())
     if cased.isascii():
         return cased, cased.lower(), signs  # which folding would leave as it is
@@ -478,6 +480,8 @@ _AMBIGUOUS = re.compile(r"[1-9]\d{0,2}[.,]\d{3}")
 
 def _value(digits: str, *, lang: str) -> Decimal | None:
     """The value of written digits; None where it cannot be told."""
+    if digits.isdecimal():
+        return Decimal(digits)
     if " " in digits:
         return Decimal(digits.replace(" ", ""))
     points, commas = digits.count("."), digits.count(",")
@@ -559,26 +563,30 @@ class _Reader:
     def names(self, cased: str, low: str) -> list[tuple[int, int, frozenset[str]]]:
         """Where things are named, in order, the longest name at each place; a medicine goes before other names."""
         found: list[tuple[int, int, frozenset[str]]] = []
+        names, longest, cased_names = self._vocabulary.names, self._vocabulary.longest, self._vocabulary.cased
+        words = _TOKEN.findall(low)
+        starts = [at for at, word in enumerate(words) if word in longest]
+        places = [match.span() for match in _TOKEN.finditer(low)] if starts else []
+        free = 0
+        for first in starts:
+            if first < free:
+                continue
+            for size in range(min(longest[words[first]], len(words) - first), 0, -1):
+                phrase = words[first] if size == 1 else " ".join(words[first : first + size])
+                ids = names.get(phrase)
+                if ids is None:
+                    continue
+                start, end = places[first][0], places[first + size - 1][1]
+                if phrase in cased_names and not self._is_spelled(phrase, cased, start, end):
+                    continue
+                found.append((start, end, ids))
+                free = first + size
+                break
         drugs: dict[tuple[int, int], set[str]] = {}
         for drug in drugs_in_folded(low):
             drugs.setdefault((drug.start, drug.end), set()).add(f"drug:{drug.id}")
-        longest = self._vocabulary.longest
-        words = _TOKEN.findall(low)
-        places = [match.span() for match in _TOKEN.finditer(low)] if not longest.keys().isdisjoint(words) else []
-        at = 0
-        while at < len(places):
-            for size in range(min(longest.get(words[at], 0), len(words) - at), 0, -1):
-                phrase = words[at] if size == 1 else " ".join(words[at : at + size])
-                ids = self._vocabulary.names.get(phrase)
-                if ids is None:
-                    continue
-                start, end = places[at][0], places[at + size - 1][1]
-                if phrase in self._vocabulary.cased and not self._is_spelled(phrase, cased, start, end):
-                    continue
-                found.append((start, end, ids))
-                at += size - 1
-                break
-            at += 1
+        if not drugs:
+            return found
         for (start, end), ids_ in drugs.items():
             other = [row for row in found if row[0] < end and start < row[1]]
             if any(row[1] - row[0] > end - start for row in other):
