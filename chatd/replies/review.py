@@ -398,19 +398,26 @@ _GIVES = re.compile(rf"\b{_GIVE}\b")
 _CLAUSE_END = re.compile(r"[.;!?](?= |$)")
 
 
-def _is_warned_of(plain: str, drug: medicines.Drug, drugs: Sequence[medicines.Drug]) -> bool:
-    """Whether a folded line itself warns of a medicine that it names. In doubt it does not."""
-    if _REVERSED.search(plain):
-        return False
+def _not_warned_of(plain: str) -> list[medicines.Drug]:
+    """The medicines that a folded line names and does not itself warn of. In doubt it does not."""
+    drugs = medicines.drugs_in_folded(plain)
+    if not drugs or _REVERSED.search(plain):
+        return list(drugs)
+    covered = list(plain)
+    for drug in drugs:
+        covered[drug.start : drug.end] = _DRUG * (drug.end - drug.start)
+    return [drug for drug in drugs if not _is_warned_of(plain, drug, "".join(covered))]
+
+
+def _is_warned_of(plain: str, drug: medicines.Drug, covered: str) -> bool:
+    """Whether a line warns of one medicine. ``covered``: the line with ``_DRUG`` for each sign of a medicine's name."""
     begin = max((match.end() for match in _CLAUSE_END.finditer(plain, 0, drug.start)), default=0)
     found = _CLAUSE_END.search(plain, drug.end)
     behind = plain[drug.end : len(plain) if found is None else found.start()]
     # A dose right behind the name, or a word for giving, is no warning.
     if re.match(r"[ :(-]*\d", behind) or _GIVES.search(_WARNS_AFTER.sub("", behind)):
         return False
-    ahead = "".join(
-        _DRUG if any(other.start <= at < other.end for other in drugs) else plain[at] for at in range(begin, drug.start)
-    ).lstrip()
+    ahead = covered[begin : drug.start].lstrip()
     before = _WARNS_BEFORE.search(ahead)
     if before is not None and _BETWEEN_WARNED.fullmatch(before["between"]):
         return True
@@ -436,8 +443,7 @@ class _Pharmacist:
         """The medicine that a folded line must not put forward and the check that says why; None if there is none."""
         if self._checker is None:
             return None
-        named_in = medicines.drugs_in_folded(plain)
-        drugs = [drug for drug in named_in if not _is_warned_of(plain, drug, named_in)]
+        drugs = _not_warned_of(plain)
         if not drugs:
             return None
         # "A beta-lactam" is a penicillin to somebody who must not have one.

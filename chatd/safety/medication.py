@@ -290,8 +290,12 @@ class _Item(msgspec.Struct, frozen=True, kw_only=True):
     ref: ChartRef | None = None
 
 
+#: A rule, and the medicine of the allergy that it is about; None for another substance.
+_Rule = tuple[AllergyRule, Drug | None]
+
+
 class _Allergen(msgspec.Struct, frozen=True, kw_only=True):
-    """An allergy with the medicines and other substances it names."""
+    """An allergy with the medicines and other substances it names, and the rules that may speak about it."""
 
     label: str
     drugs: tuple[Drug, ...]
@@ -299,6 +303,7 @@ class _Allergen(msgspec.Struct, frozen=True, kw_only=True):
     reaction: str
     severe: bool
     ref: ChartRef | None
+    rules: tuple[_Rule, ...]
 
 
 _SUBSTANCES = (
@@ -359,14 +364,17 @@ def _allergens(patient: PatientLayer) -> list[_Allergen]:
         if not allergy.active or allergy.verification in {"refuted", "entered-in-error"} or _NONE_KNOWN.search(name):
             continue
         said = fold(f"{allergy.name} {allergy.reaction}")
+        drugs = drugs_in(allergy.name)
+        substances = tuple(id_ for id_, pattern in _SUBSTANCES if pattern.search(name))
         out.append(
             _Allergen(
                 label=_allergy_label(allergy),
-                drugs=drugs_in(allergy.name),
-                substances=tuple(id_ for id_, pattern in _SUBSTANCES if pattern.search(name)),
+                drugs=drugs,
+                substances=substances,
                 reaction=said,
                 severe=_SEVERE.search(said) is not None or allergy.criticality == "high",
                 ref=allergy.ref,
+                rules=_rules_of(drugs, substances, said),
             )
         )
     has_heparin = any("heparin" in drug.classes for one in out for drug in one.drugs)
@@ -382,14 +390,16 @@ def _allergens(patient: PatientLayer) -> list[_Allergen]:
                 fold(condition.name),
             )
         ):
+            drugs, reaction = drugs_in("heparin"), f"hit {fold(condition.name)}"
             out.append(
                 _Allergen(
                     label=condition.name,
-                    drugs=drugs_in("heparin"),
+                    drugs=drugs,
                     substances=(),
-                    reaction=f"hit {fold(condition.name)}",
+                    reaction=reaction,
                     severe=True,
                     ref=condition.ref,
+                    rules=_rules_of(drugs, (), reaction),
                 )
             )
             break
@@ -436,13 +446,12 @@ def _current(patient: PatientLayer) -> list[_Item]:
     ]
 
 
-def _items(current: Sequence[_Item], about: Iterable[Drug], proposed: Iterable[str]) -> list[_Item]:
+def _items(current: Sequence[_Item], about: Iterable[Drug], proposed: Iterable[Drug]) -> list[_Item]:
     """Every medicine once: the current list first, then what the question and the proposals add."""
     out = list(current)
     known = {item.drug.id for item in out}
     out += [_Item(drug=drug, origin="question") for drug in about]
-    for text in proposed:
-        out += [_Item(drug=d, origin="proposed") for d in drugs_in(text)]
+    out += [_Item(drug=drug, origin="proposed") for drug in proposed]
     seen: set[tuple[str, bool]] = set()
     unique = []
     for item in out:
@@ -476,17 +485,21 @@ def _concerns(what: str, drug: Drug, allergen: Drug | None) -> bool:
     return what in drug.classes or what == drug.id
 
 
-def _rule_for(allergen: _Allergen, drug: Drug) -> tuple[AllergyRule, Drug | None] | None:
-    """The first rule of the table that speaks about this allergy and this medicine."""
+def _rules_of(drugs: Sequence[Drug], substances: Sequence[str], reaction: str) -> tuple[_Rule, ...]:
+    """The rules of the table that may speak about an allergy, in their order, each with the medicine it begins at."""
+    found: list[_Rule] = []
     for rule in TABLE.allergy_rules:
-        if rule.reaction and not _REACTIONS[rule.reaction].search(allergen.reaction):
+        if rule.reaction and not _REACTIONS[rule.reaction].search(reaction):
             continue
-        if rule.allergy in allergen.substances and _concerns(rule.medicine, drug, None):
-            return rule, None
-        for source in allergen.drugs:
-            if (rule.allergy in source.classes or rule.allergy == source.id) and _concerns(rule.medicine, drug, source):
-                return rule, source
-    return None
+        if rule.allergy in substances:
+            found.append((rule, None))
+        found += [(rule, drug) for drug in drugs if rule.allergy in drug.classes or rule.allergy == drug.id]
+    return tuple(found)
+
+
+def _rule_for(allergen: _Allergen, drug: Drug) -> _Rule | None:
+    """The first rule of the table that speaks about this allergy and this medicine."""
+    return next((found for found in allergen.rules if _concerns(found[0].medicine, drug, found[1])), None)
 
 
 class _Conflict(msgspec.Struct, kw_only=True):
@@ -780,6 +793,7 @@ class Checker:
         self._about, stated = _split_question(question)
         self._current = _current(patient)
         self._allergens = _allergens(patient)
+        self._proposed: dict[str, tuple[Drug, ...]] = {}
         self._stated: list[Check] = []
         for drug, around in stated:
             if any(drug.id == d.id or set(drug.classes) & set(d.classes) for a in self._allergens for d in a.drugs):
@@ -792,6 +806,7 @@ class Checker:
                     reaction=fold(around),
                     severe=bool(_SEVERE.search(around)),
                     ref=None,
+                    rules=_rules_of((drug,), (), fold(around)),
                 )
             )
             self._stated.append(
@@ -809,7 +824,10 @@ class Checker:
     def check(self, proposed: tuple[str, ...] = ()) -> tuple[Check, ...]:
         """What speaks against the medicines of the question, these proposals and the current list; see ``check``."""
         lang, allergens = self._lang, self._allergens
-        items = _items(self._current, self._about, proposed)
+        for text in proposed:
+            if text not in self._proposed:
+                self._proposed[text] = drugs_in(text)
+        items = _items(self._current, self._about, [drug for text in proposed for drug in self._proposed[text]])
         checks = list(self._stated)
         checks += [_allergy_check(conflict, lang) for conflict in _allergy_conflicts(allergens, items, lang)]
         checks += _antibiotic_notes(self._question, allergens, items, lang)
