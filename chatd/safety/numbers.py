@@ -848,8 +848,8 @@ class NumberLock:
         #: The dates with what may be said of them: without the year, without the day.
         self._dates: dict[tuple[Decimal, ...], tuple[tuple[Decimal, ...], ...]] = {}
         self._groups: dict[int, set[Moment]] = {}
-        #: Units of the patient's own results by what they are of.
-        self._own: dict[str, set[str]] | None = None
+        #: The numbers that may be the patient's own results, by their unit.
+        self._results: dict[str, list[_Place]] = {}
 
     def _read(self) -> None:
         if self._unread is None:
@@ -883,32 +883,41 @@ class NumberLock:
             if kind == "range":
                 for value in values:
                     self._by_value.setdefault(("number", (value,)), []).append((line, at, "end"))
+        if kind == "number" and not mention.is_bound and not mention.is_quoted:
+            self._results.setdefault(mention.unit, []).append(place)
 
-    def _mentions(self, places: Iterable[_Place], values: tuple[Decimal, ...] = ()) -> list[Mention]:
+    def _at(self, place: _Place, values: tuple[Decimal, ...] = ()) -> Mention:
         """What stands there, with what it is of and the dates and times that were given with it.
 
-        ``values``: of the mentions that stand for something beside themselves.
+        ``values``: of a mention that stands for something beside itself.
         """
+        line, at, role = place
+        mention = self._given.get((line, at))
+        if mention is None:
+            row = self._source.named(self._lines[line])
+            moments = _moments_of(at, row) or frozenset(self._groups[row[at].group])
+            mention = msgspec.structs.replace(row[at], moments=moments) if moments else row[at]
+            self._given[line, at] = mention
+        if role == "end":
+            return msgspec.structs.replace(mention, kind="number", values=values, is_bound=True, direction=0)
+        if role == "year":
+            return msgspec.structs.replace(mention, kind="number", values=values, unit="", names=frozenset())
+        return mention
+
+    def _with_value(self, value: Decimal) -> list[Mention]:
+        """Every number of this value."""
+        return [self._at(place, (value,)) for place in self._by_value.get(("number", (value,)), ())]
+
+    def _same(self, mention: Mention, places: Iterable[_Place]) -> list[Mention]:
+        """What stands there that bears a mention out."""
         found = []
-        for line, at, role in places:
-            mention = self._given.get((line, at))
-            if mention is None:
-                row = self._source.named(self._lines[line])
-                moments = _moments_of(at, row) or frozenset(self._groups[row[at].group])
-                mention = msgspec.structs.replace(row[at], moments=moments) if moments else row[at]
-                self._given[line, at] = mention
-            if role == "end":
-                mention = msgspec.structs.replace(mention, kind="number", values=values, is_bound=True, direction=0)
-            elif role == "year":
-                mention = msgspec.structs.replace(mention, kind="number", values=values, unit="", names=frozenset())
-            found.append(mention)
+        for place in places:
+            line, at, role = place
+            if _may_be_same(mention, self._lines[line].mentions[at], role):
+                one = self._at(place, mention.values)
+                if _is_same(mention, one):
+                    found.append(one)
         return found
-
-    def _with_value(self, kind: Kind, *values: Decimal) -> list[Mention]:
-        return self._mentions(self._by_value.get((kind, values), ()), values)
-
-    def _with_raw(self, kind: Kind, raw: str) -> list[Mention]:
-        return self._mentions(self._raw.get((kind, raw), ()))
 
     def unsupported(self, line: str) -> tuple[str, ...]:
         """The numbers of ``line`` that were not given, as normalised text; () where all were.
@@ -948,10 +957,13 @@ class NumberLock:
             return [] if mention.values and key in self._by_value else None
         if mention.is_word and not mention.unit and mention.values[0] <= _FREE_COUNT:
             return []
+        written = self._raw.get((kind, mention.raw), ())
         if not mention.values:
-            return [one for one in self._with_raw(kind, mention.raw) if _is_same(mention, one)] or None
-        found = [one for one in self._with_value(kind, *mention.values) if _is_same(mention, one)]
-        found += [one for one in self._with_raw(kind, mention.raw) if not one.values and _is_same(mention, one)]
+            return self._same(mention, written) or None
+        found = self._same(mention, self._by_value.get(key, ()))
+        found += self._same(
+            mention, [place for place in written if not self._lines[place[0]].mentions[place[1]].values]
+        )
         if any(one.is_quoted for one in found) and self._is_result(mention):
             found = [one for one in found if not one.is_quoted]
         if not found and kind == "ratio":
@@ -964,18 +976,11 @@ class NumberLock:
         """Whether a number reads as a result of this patient, which no protocol can bear out."""
         if mention.kind != "number" or mention.is_bound or not mention.names:
             return False
-        if self._own is None:
-            self._own = {}
-            for line in self._lines:
-                if not line.given.is_quoted:
-                    for one in self._source.named(line):
-                        if one.kind == "number" and not one.is_bound:
-                            for name in one.names:
-                                self._own.setdefault(name, set()).add(one.unit)
+        units = (mention.unit,) if mention.unit else self._results
         return any(
-            mention.unit in units or not mention.unit
-            for name in mention.names
-            if (units := self._own.get(name)) is not None
+            not mention.names.isdisjoint(self._source.named(self._lines[line])[at].names)
+            for unit in units
+            for line, at, _ in self._results.get(unit, ())
         )
 
     def _pressures(self, mention: Mention) -> list[Mention]:
@@ -983,8 +988,8 @@ class NumberLock:
         if mention.unit not in ("", "mmhg") or (mention.names and not mention.names & {"bp", "sbp", "dbp", "map"}):
             return []
         high, low = mention.values
-        above = [one for one in self._with_value("number", high) if "sbp" in one.names and not one.is_bound]
-        below = [one for one in self._with_value("number", low) if "dbp" in one.names and not one.is_bound]
+        above = [one for one in self._with_value(high) if "sbp" in one.names and not one.is_bound]
+        below = [one for one in self._with_value(low) if "dbp" in one.names and not one.is_bound]
         return [one for one in above if any(one.group == other.group or one.moments & other.moments for other in below)]
 
     def _course(self, mention: Mention) -> list[Mention]:
@@ -992,7 +997,7 @@ class NumberLock:
         ends = []
         for value in mention.values:
             alone = msgspec.structs.replace(mention, kind="number", values=(value,))
-            ends.append([one for one in self._with_value("number", value) if _is_same(alone, one)])
+            ends.append(self._same(alone, self._by_value.get(("number", (value,)), ())))
         pairs = [
             (one, other)
             for one in ends[0]
@@ -1063,6 +1068,18 @@ def _is_part(key: Moment, moments: Iterable[Moment]) -> bool:
         for other in moments
         if len(other[1]) == len(values)
     )
+
+
+def _may_be_same(line: Mention, given: Mention, role: str) -> bool:
+    """Whether ``_is_same`` may be true of a given mention as it is read, before anybody knows what it is of.
+
+    Its unit and whether it is a bound stand in it; a bound or a range may yet take the unit of the value before it.
+    """
+    if line.unit and line.unit != given.unit and (given.unit or not (given.is_bound or given.kind == "range")):
+        return False
+    if line.kind != "number" or line.unit in _TIME_UNITS:
+        return True
+    return line.is_bound == (role == "end" or given.is_bound)
 
 
 def _is_same(line: Mention, given: Mention) -> bool:
