@@ -539,14 +539,160 @@ def _is_word(text: str) -> bool:
     return text.isascii() and text.isalpha()
 
 
+def _read(text: str, is_free: bool, lang: str) -> tuple[str, str, tuple[Mention, ...]]:
+    """A line as ``_normal`` gives it, as written and in lower case, and its mentions in order.
+
+    What the numbers are of and what they were given with is not known yet.
+    """
+    cased, low, signs = _normal(text)
+    mentions = [Mention(kind="sign", raw=sign, start=0, end=0) for sign in dict.fromkeys(signs)]
+    at = 0
+    while (match := _SCAN.search(low, at)) is not None:
+        mention = _mention(match, low, is_free, lang)
+        mentions.append(mention)
+        at = mention.end
+    return cased, low, tuple(mentions)
+
+
+#: The lines of protocols alone are remembered: they are nobody's, and answer after answer rests on the same few.
+_read_quoted = remembers(1024)(_read)
+
+
+def _mention(match: re.Match[str], low: str, is_free: bool, lang: str) -> Mention:
+    kind, raw = match.lastgroup, match.group()
+    if kind == "num":
+        return _number(match, low, is_free, lang)
+    if kind == "word":
+        return _word(match, low)
+    is_: Kind
+    values: tuple[Decimal, ...] = ()
+    if kind in ("date", "month"):
+        is_, values = "date", _date_values(raw)
+    elif kind == "time":
+        is_, values = "time", _time_values(raw)
+    elif kind == "label":
+        word, number = _LETTERS.match(raw), _LABEL_NUMBER.search(raw)
+        assert word is not None  # noqa: S101 - the expression above has both
+        assert number is not None  # noqa: S101 - as above
+        value = int(number[0]) if number[0].isdigit() else _ROMAN.get(number[0], 0)
+        is_, raw, values = "label", _LABELS[word[0]], (Decimal(value),)
+    elif kind == "code":
+        is_ = "code"
+        if " " in raw:
+            raw = _CODE_JOIN.sub("-", raw).replace(" ", "")
+    elif kind == "factor":
+        is_, raw = "factor", _FACTORS[raw]
+    else:
+        is_, values = "frequency", (Decimal(_FREQUENCY[raw]),)
+    return Mention(kind=is_, raw=raw, start=match.start(), end=match.end(), values=values)
+
+
+def _word(match: re.Match[str], low: str) -> Mention:
+    """A number in words; several in a row ("twenty five") are one that cannot be read for certain."""
+    start, end = match.span()
+    run = _NUMBER_WORDS.match(low, end)
+    if run is not None:
+        return _code(low, start, run.end())
+    unit = _UNIT.match(low, end)
+    word = low[start:end]
+    # "um" and "uma" are articles, "one" a pronoun: without a unit they count nothing, as the other small counts.
+    name = unit_id(unit.group()) if unit is not None and low[end : end + 1] in " -" else ""
+    return Mention(
+        kind="number",
+        raw=word,
+        start=start,
+        end=unit.end() if name and unit is not None else end,
+        values=(Decimal(_WORDS[word]),),
+        unit=name,
+        is_word=True,
+    )
+
+
+def _code(low: str, start: int, end: int) -> Mention:
+    """Something with a number in it that cannot be read for certain: only the very same counts."""
+    return Mention(kind="code", raw=low[start:end], start=start, end=end)
+
+
+def _number(first: re.Match[str], low: str, is_free: bool, lang: str) -> Mention:
+    value, (start, end) = _of(first, is_free, lang), first.span()
+    raw = first.group().lstrip("+")
+    kind: Kind = "number"
+    values: tuple[Decimal, ...] = () if value is None else (value,)
+    unit = following = ""
+    is_bound = False
+    if low[end : end + 1] not in _STOPS:
+        found = _UNIT.match(low, end)
+        if "/" in low[end : end + 2] and (ratio := _RATIO.match(low, end)) is not None:
+            second = _NUMBER.match(ratio["second"])
+            other = None if second is None else _of(second, is_free, lang)
+            values = () if value is None or other is None else (value, other)
+            kind, end, raw = "ratio", ratio.end(), f"{raw}/{ratio['second']}"
+            found = _UNIT.match(low, end)
+        else:
+            first_unit = found.group() if found is not None else ""
+            middle = _RANGE_MIDDLE.match(low, end + len(first_unit))
+            if middle is None and first_unit:
+                middle = _RANGE_MIDDLE.match(low, end)
+            second = None if middle is None else _NUMBER.match(low, middle.end())
+            is_and = middle is not None and middle.group().strip() in ("and", "e")
+            if middle is not None and second is not None and (not is_and or _BETWEEN.search(low[:start])):
+                if middle.start() != end + len(first_unit):
+                    first_unit = ""
+                other = _of(second, is_free, lang)
+                is_glued = _GLUED.match(low, second.end()) is not None
+                values = () if value is None or other is None or is_glued else (value, other)
+                kind, end = "range", second.end()
+                raw = _RANGE_WORD.sub("-", low[start:end]).replace(" ", "")
+                unit = unit_id(first_unit) if first_unit else ""
+                found = _UNIT.match(low, end)
+        if found is not None and not (found.group().startswith("-") and low[end + 1 : end + 2].isdigit()):
+            second_unit = unit_id(found.group())
+            if kind == "range" and unit and unit != second_unit:
+                values = ()
+            unit, end = second_unit, found.end()
+        tail = _TAIL.match(low, end) if low[end : end + 1] not in _NO_TAIL else None
+        if tail is not None and not low[end - 1].isspace() and not (unit and low.startswith(" ", first.end())):
+            return _code(low, start, tail.end())
+        word_behind = _FOLLOWING.match(low, end)
+        if word_behind is not None:
+            following = word_behind[1]
+            is_bound = following in ("or", "ou") and _AFTER_BOUND.match(low, end) is not None
+    direction = 0
+    ahead = low[max(0, start - _BOUND_CHARS) : start].rstrip(" :")
+    last = ahead[ahead.rfind(" ") + 1 :]
+    if last in _BOUND_WORDS or (not _is_word(last) and last.endswith(_BOUND_ENDS)):
+        bound = _COMPARATOR.search(low, max(0, start - _BOUND_CHARS), start)
+        if bound is not None:
+            is_bound, direction = True, 1 if bound["up"] else -1 if bound["down"] else 0
+    return Mention(
+        kind=kind,
+        raw=raw,
+        start=start,
+        end=end,
+        values=values,
+        unit=unit,
+        is_bound=kind == "number" and is_bound,
+        direction=direction,
+        following=following,
+    )
+
+
+def _of(match: re.Match[str], is_free: bool, lang: str) -> Decimal | None:
+    digits = match["digits"]
+    if is_free and _is_ambiguous(digits):
+        return None
+    value = _value(digits, lang=lang)
+    return -value if value is not None and match["sign"] == "-" else value
+
+
 class _Line(msgspec.Struct):
     """A line as it was read. ``named``: its mentions with what they are of and their units, once somebody asked."""
 
     given: Given
     cased: str
     low: str
-    mentions: list[Mention]
-    named: list[Mention] | None = None
+    mentions: Sequence[Mention]
+    named: Sequence[Mention] | None = None
 
 
 #: Kinds of mention that are of something.
@@ -602,19 +748,10 @@ class _Reader:
 
     def read(self, given: Given) -> _Line:
         """All mentions of a line, in order, not yet ``named``."""
-        cased, low, signs = _normal(given.text)
-        mentions = [
-            Mention(kind="sign", raw=sign, start=0, end=0, group=given.group, is_quoted=given.is_quoted)
-            for sign in dict.fromkeys(signs)
-        ]
-        at = 0
-        while (match := _SCAN.search(low, at)) is not None:
-            mention = self._mention(match, low, given)
-            mentions.append(mention)
-            at = mention.end
+        cased, low, mentions = (_read_quoted if given.is_quoted else _read)(given.text, given.is_free, self._lang)
         return _Line(given, cased, low, mentions)
 
-    def named(self, line: _Line) -> list[Mention]:
+    def named(self, line: _Line) -> Sequence[Mention]:
         """The line's mentions with what they are of; worked out once."""
         if line.named is None:
             named = line.mentions
@@ -636,142 +773,6 @@ class _Reader:
             if earlier.kind == "number" and earlier.names == mention.names and earlier.unit not in _TIME_UNITS | {""}:
                 return msgspec.structs.replace(mention, unit=earlier.unit)
         return mention
-
-    def _mention(self, match: re.Match[str], low: str, given: Given) -> Mention:
-        kind, raw = match.lastgroup, match.group()
-        if kind == "num":
-            return self._number(match, low, given)
-        if kind == "word":
-            return self._word(low, match, given)
-        is_: Kind
-        values: tuple[Decimal, ...] = ()
-        if kind in ("date", "month"):
-            is_, values = "date", _date_values(raw)
-        elif kind == "time":
-            is_, values = "time", _time_values(raw)
-        elif kind == "label":
-            word, number = _LETTERS.match(raw), _LABEL_NUMBER.search(raw)
-            assert word is not None  # noqa: S101 - the expression above has both
-            assert number is not None  # noqa: S101 - as above
-            value = int(number[0]) if number[0].isdigit() else _ROMAN.get(number[0], 0)
-            is_, raw, values = "label", _LABELS[word[0]], (Decimal(value),)
-        elif kind == "code":
-            is_ = "code"
-            if " " in raw:
-                raw = _CODE_JOIN.sub("-", raw).replace(" ", "")
-        elif kind == "factor":
-            is_, raw = "factor", _FACTORS[raw]
-        else:
-            is_, values = "frequency", (Decimal(_FREQUENCY[raw]),)
-        return Mention(
-            kind=is_,
-            raw=raw,
-            start=match.start(),
-            end=match.end(),
-            values=values,
-            group=given.group,
-            is_quoted=given.is_quoted,
-        )
-
-    def _word(self, low: str, match: re.Match[str], given: Given) -> Mention:
-        """A number in words; several in a row ("twenty five") are one that cannot be read for certain."""
-        start, end = match.span()
-        run = _NUMBER_WORDS.match(low, end)
-        if run is not None:
-            return self._code(low, start, run.end(), given)
-        unit = _UNIT.match(low, end)
-        word = low[start:end]
-        # "um" and "uma" are articles, "one" a pronoun: without a unit they count nothing, as the other small counts.
-        name = unit_id(unit.group()) if unit is not None and low[end : end + 1] in " -" else ""
-        return Mention(
-            kind="number",
-            raw=word,
-            start=start,
-            end=unit.end() if name and unit is not None else end,
-            values=(Decimal(_WORDS[word]),),
-            unit=name,
-            is_word=True,
-            group=given.group,
-            is_quoted=given.is_quoted,
-        )
-
-    def _code(self, low: str, start: int, end: int, given: Given) -> Mention:
-        """Something with a number in it that cannot be read for certain: only the very same counts."""
-        return Mention(
-            kind="code", raw=low[start:end], start=start, end=end, group=given.group, is_quoted=given.is_quoted
-        )
-
-    def _number(self, first: re.Match[str], low: str, given: Given) -> Mention:
-        value, (start, end) = self._of(first, given), first.span()
-        raw = first.group().lstrip("+")
-        kind: Kind = "number"
-        values: tuple[Decimal, ...] = () if value is None else (value,)
-        unit = following = ""
-        is_bound = False
-        if low[end : end + 1] not in _STOPS:
-            found = _UNIT.match(low, end)
-            if "/" in low[end : end + 2] and (ratio := _RATIO.match(low, end)) is not None:
-                second = _NUMBER.match(ratio["second"])
-                other = None if second is None else self._of(second, given)
-                values = () if value is None or other is None else (value, other)
-                kind, end, raw = "ratio", ratio.end(), f"{raw}/{ratio['second']}"
-                found = _UNIT.match(low, end)
-            else:
-                first_unit = found.group() if found is not None else ""
-                middle = _RANGE_MIDDLE.match(low, end + len(first_unit))
-                if middle is None and first_unit:
-                    middle = _RANGE_MIDDLE.match(low, end)
-                second = None if middle is None else _NUMBER.match(low, middle.end())
-                is_and = middle is not None and middle.group().strip() in ("and", "e")
-                if middle is not None and second is not None and (not is_and or _BETWEEN.search(low[:start])):
-                    if middle.start() != end + len(first_unit):
-                        first_unit = ""
-                    other = self._of(second, given)
-                    is_glued = _GLUED.match(low, second.end()) is not None
-                    values = () if value is None or other is None or is_glued else (value, other)
-                    kind, end = "range", second.end()
-                    raw = _RANGE_WORD.sub("-", low[start:end]).replace(" ", "")
-                    unit = unit_id(first_unit) if first_unit else ""
-                    found = _UNIT.match(low, end)
-            if found is not None and not (found.group().startswith("-") and low[end + 1 : end + 2].isdigit()):
-                second_unit = unit_id(found.group())
-                if kind == "range" and unit and unit != second_unit:
-                    values = ()
-                unit, end = second_unit, found.end()
-            tail = _TAIL.match(low, end) if low[end : end + 1] not in _NO_TAIL else None
-            if tail is not None and not low[end - 1].isspace() and not (unit and low.startswith(" ", first.end())):
-                return self._code(low, start, tail.end(), given)
-            word_behind = _FOLLOWING.match(low, end)
-            if word_behind is not None:
-                following = word_behind[1]
-                is_bound = following in ("or", "ou") and _AFTER_BOUND.match(low, end) is not None
-        direction = 0
-        ahead = low[max(0, start - _BOUND_CHARS) : start].rstrip(" :")
-        last = ahead[ahead.rfind(" ") + 1 :]
-        if last in _BOUND_WORDS or (not _is_word(last) and last.endswith(_BOUND_ENDS)):
-            bound = _COMPARATOR.search(low, max(0, start - _BOUND_CHARS), start)
-            if bound is not None:
-                is_bound, direction = True, 1 if bound["up"] else -1 if bound["down"] else 0
-        return Mention(
-            kind=kind,
-            raw=raw,
-            start=start,
-            end=end,
-            values=values,
-            unit=unit,
-            is_bound=kind == "number" and is_bound,
-            direction=direction,
-            following=following,
-            group=given.group,
-            is_quoted=given.is_quoted,
-        )
-
-    def _of(self, match: re.Match[str], given: Given) -> Decimal | None:
-        digits = match["digits"]
-        if given.is_free and _is_ambiguous(digits):
-            return None
-        value = _value(digits, lang=self._lang)
-        return -value if value is not None and match["sign"] == "-" else value
 
     def _named(
         self, mention: Mention, line: _Line, names: Sequence[tuple[int, int, frozenset[str]]], ends: Sequence[int]
@@ -851,7 +852,7 @@ class NumberLock:
         #: The numbers that may be the patient's own results, by their unit.
         self._results: dict[str, list[_Place]] = {}
 
-    def _read(self) -> None:
+    def _read_given(self) -> None:
         if self._unread is None:
             return
         given, self._unread = self._unread, None
@@ -863,10 +864,10 @@ class NumberLock:
                 continue
             self._lines.append(line)
             for at, mention in enumerate(line.mentions):
-                self._keep(mention, len(self._lines) - 1, at)
+                self._keep(mention, len(self._lines) - 1, at, is_quoted=row.is_quoted)
             self._groups.setdefault(row.group, set()).update(_moments(line.mentions))
 
-    def _keep(self, mention: Mention, line: int, at: int) -> None:
+    def _keep(self, mention: Mention, line: int, at: int, *, is_quoted: bool) -> None:
         kind, values = mention.kind, mention.values
         place: _Place = (line, at, "")
         if kind == "date":
@@ -883,7 +884,7 @@ class NumberLock:
             if kind == "range":
                 for value in values:
                     self._by_value.setdefault(("number", (value,)), []).append((line, at, "end"))
-        if kind == "number" and not mention.is_bound and not mention.is_quoted:
+        if kind == "number" and not mention.is_bound and not is_quoted:
             self._results.setdefault(mention.unit, []).append(place)
 
     def _at(self, place: _Place, values: tuple[Decimal, ...] = ()) -> Mention:
@@ -895,8 +896,13 @@ class NumberLock:
         mention = self._given.get((line, at))
         if mention is None:
             row = self._source.named(self._lines[line])
-            moments = _moments_of(at, row) or frozenset(self._groups[row[at].group])
-            mention = msgspec.structs.replace(row[at], moments=moments) if moments else row[at]
+            given = self._lines[line].given
+            mention = msgspec.structs.replace(
+                row[at],
+                group=given.group,
+                is_quoted=given.is_quoted,
+                moments=_moments_of(at, row) or frozenset(self._groups[given.group]),
+            )
             self._given[line, at] = mention
         if role == "end":
             return msgspec.structs.replace(mention, kind="number", values=values, is_bound=True, direction=0)
@@ -929,7 +935,7 @@ class NumberLock:
         read = self._reader.read(Given(text=line))
         if not read.mentions:
             return ()
-        self._read()
+        self._read_given()
         mentions = self._reader.named(read)
         matches = [self._matches(mention) for mention in mentions]
         wrong = [mention.raw for mention, found in zip(mentions, matches, strict=True) if found is None]
