@@ -156,6 +156,7 @@ _NO_ALLERGY = re.compile(
     r"|denies (?:any )?allerg\w*|without (?:known )?allerg\w*|sem (?:quaisquer )?alergias?|nao (?:e|tem|ha|apresenta)"
     r" (?:alergi\w*|alergias?)|nega alergias|desconhecem-se alergias)\b"
 )
+_BRACKETED = re.compile(r"\[([^\[\]]*)\]")
 _BRACKETS = re.compile(r"\s?\[([^\[\]]{0,200})\]")
 _PART_OF_REFERENCE = re.compile(r"[,;\s]+")
 _NOTHING: Final = frozenset({"", "none", "nenhum", "nenhuma", "nada", "n/a", "-", "…", "..."})
@@ -169,8 +170,12 @@ def clean(text: str) -> str:
     text = " ".join(safe(_INVISIBLE.sub("", text)).replace("\ufffd", " ").split())
     for _ in range(4):  # markup inside markup; what is still there then is harmless text
         before = text
-        text = _MARKDOWN_LINK.sub(r" \1 ", text)
-        text = _LINK.sub(" ", _TAG.sub(" ", text)).replace("‹", " ")
+        if "](" in text:
+            text = _MARKDOWN_LINK.sub(r" \1 ", text)
+        text = _TAG.sub(" ", text)
+        if ":" in text or "www." in text.lower():  # no link is without; looking for one reads every word twice
+            text = _LINK.sub(" ", text)
+        text = text.replace("‹", " ")
         text = _MARKUP.sub("", text).strip()
         text = " ".join(_LABEL.sub("", _BULLET.sub("", text)).split())
         if text == before:
@@ -186,10 +191,13 @@ class _Sources:
 
     def __init__(self, prompt: Prompt, facts: FactsResult, layers: Layers) -> None:
         text = prompt.text
-        self._items = {ref: (name, as_of) for ref, name, as_of in _items(layers.patient, facts) if f"[{ref}]" in text}
-        self._quotes = {
-            f"{quote.id}#{quote.section}": quote for quote in facts.protocols if f"[{quote.id}#{quote.section}]" in text
-        }
+        there = frozenset(_BRACKETED.findall(text))
+
+        def is_there(ref: str) -> bool:
+            return ref in there or (("[" in ref or "]" in ref) and f"[{ref}]" in text)
+
+        self._items = {ref: (name, as_of) for ref, name, as_of in _items(layers.patient, facts) if is_there(ref)}
+        self._quotes = {ref: quote for quote in facts.protocols if is_there(ref := f"{quote.id}#{quote.section}")}
 
     def number(self, ref: str, citations: Citations) -> int | None:
         """The number of a reference, None for one that names nothing."""
@@ -436,6 +444,8 @@ class _Pharmacist:
         self._checker = None if patient is None else medicines.Checker(patient, question, lang)
         self._accepted: list[str] = []
         self._standing = () if self._checker is None else self._checker.check()
+        #: Texts of checks, folded: most are told again for each line.
+        self._said: dict[str, str] = {}
         #: Quieter findings about what the model's lines name, to be shown with the answer.
         self.quiet: dict[str, Check] = {}
 
@@ -457,7 +467,9 @@ class _Pharmacist:
         for check in self._checker.check(proposed):
             if check.level == "info":
                 continue
-            said = fold_line(check.text)
+            said = self._said.get(check.text)
+            if said is None:
+                said = self._said[check.text] = fold_line(check.text)
             named = next((drug for drug in drugs if _is_named(drug, said)), None)
             if named is None:
                 continue

@@ -389,6 +389,10 @@ _MONTH_FIRST = (
     rf"|(?:{_MONTH})\.?,? (?:de |of )?\d{{4}}"
 )
 _DATE_END = r"(?![\w/]|[.,-]\d)"
+#: Where this finds nothing, no date is read either; where it does, one may yet be part of something else.
+_DATE_SOMEWHERE: Final = re.compile(
+    rf"(?=\d)(?<![\w.,/-])(?:{_DATE}){_DATE_END}|(?=[a-z])(?<![\w.,/-])(?:{_MONTH_FIRST}){_DATE_END}"
+)
 _CODE = r"[a-z]++(?:-[a-z]++)*+-?\d[a-z0-9]*(?:[.,]\d+[a-z0-9]*)*"
 _FREQUENCY_FIGURES: Final = tuple(words for words in _FREQUENCY if words[0].isdigit())
 _FREQUENCY_WORDS: Final = tuple(words for words in _FREQUENCY if not words[0].isdigit())
@@ -816,6 +820,8 @@ class _Reader:
 def dates_in(text: str) -> frozenset[tuple[int, int, int]]:
     """The whole dates of a text as year, month and day; "05/03/2012" is read as the 5th of March."""
     _, low, _ = _normal(text)
+    if _DATE_SOMEWHERE.search(low) is None:
+        return frozenset()
     found = (_date_values(match.group()) for match in _SCAN.finditer(low) if match.lastgroup in ("date", "month"))
     return frozenset((int(row[0]), int(row[1]), int(row[2])) for row in found if row and row[0] and row[2])
 
