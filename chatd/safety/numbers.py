@@ -406,8 +406,8 @@ _SCAN: Final = re.compile(
     r"|(?=[a-z])(?<!\w)"
     rf"(?=(?:{_spelled((*_MONTHS, *_LABELS, *_FREQUENCY_WORDS, *_WORDS, *_FACTORS))})|[a-z-]*+\d)(?:"
     rf"(?P<month>(?<![\w.,/-])(?:{_MONTH_FIRST}){_DATE_END})"
-    rf"|(?P<label>(?:{_spelled(_LABELS)})(?: class| classe| stage| grade)?[ -]?(?:\d{{1,3}}|{_spelled(_ROMAN)})\b"
-    r"(?![.,/:-]\d|%))"
+    rf"|(?P<label>(?P<what>{_spelled(_LABELS)})(?: class| classe| stage| grade)?[ -]?"
+    rf"(?P<which>\d{{1,3}}|{_spelled(_ROMAN)})\b(?![.,/:-]\d|%))"
     rf"|(?P<code>{_CODE}(?: ?(?:-|to|a) ?[a-z]+\d[a-z0-9]*)*)"
     rf"|(?P<freq>{_spelled(_FREQUENCY_WORDS)})\b"
     rf"|(?P<word>{_spelled(_WORDS)})\b"
@@ -471,7 +471,6 @@ _TOKEN = re.compile(r"[a-z0-9]+\+*")
 _WORD = re.compile(r"[a-z0-9]+")
 _LETTERS = re.compile(r"[a-z]+")
 _DIGITS = re.compile(r"\d+")
-_LABEL_NUMBER = re.compile(r"(\d+|[iv]+)$")
 _CODE_JOIN = re.compile(r" ?(?:-| to | a ) ?")
 _HALF_OF_DAY = re.compile(r"([ap])\.?m")
 _VALUE_BEHIND = re.compile(r"[ :=]{1,3}\d")
@@ -575,11 +574,9 @@ def _mention(match: re.Match[str], low: str, is_free: bool, lang: str) -> Mentio
     elif kind == "time":
         is_, values = "time", _time_values(raw)
     elif kind == "label":
-        word, number = _LETTERS.match(raw), _LABEL_NUMBER.search(raw)
-        assert word is not None  # noqa: S101 - the expression above has both
-        assert number is not None  # noqa: S101 - as above
-        value = int(number[0]) if number[0].isdigit() else _ROMAN.get(number[0], 0)
-        is_, raw, values = "label", _LABELS[word[0]], (Decimal(value),)
+        which = match["which"]
+        value = int(which) if which.isdigit() else _ROMAN[which]
+        is_, raw, values = "label", _LABELS[match["what"]], (Decimal(value),)
     elif kind == "code":
         is_ = "code"
         if " " in raw:
