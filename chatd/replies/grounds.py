@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from typing import Final
 
 from chatd.replies.concepts import CASED, CONCEPTS, GROUPS, concept_of
@@ -15,6 +16,7 @@ from chatd.replies.facts import FactsResult
 from chatd.safety.numbers import Given, NumberLock, Vocabulary
 from context.compose import Prompt
 from context.layers import Layers, Observation
+from context.memo import remembers
 from context.text import fold_line
 from protocols.frames import Fact
 
@@ -34,8 +36,12 @@ def _key(name: str) -> str:
     return " ".join("".join(sign if sign.isalnum() or sign == "+" else " " for sign in fold_line(name)).split())
 
 
+#: The names of results alone are remembered, never a doctor's or a model's words: a record has the same few often.
+_result_key = remembers(4096)(_key)
+
+
 @lru_cache(maxsize=1)
-def _table() -> dict[str, frozenset[str]]:
+def _table() -> Vocabulary:
     """The names of the table of values, of blood pressure as a pair, and of what else has a number."""
     names: dict[str, set[str]] = {}
     for concept in CONCEPTS:
@@ -49,34 +55,35 @@ def _table() -> dict[str, frozenset[str]]:
         for word in words:
             names.setdefault(_key(word), set()).add(id_)
     names.pop("", None)
-    return {name: frozenset(ids) for name, ids in names.items()}
+    return Vocabulary(
+        {name: frozenset(ids) for name, ids in names.items()},
+        {_key(word): spellings for word, spellings in CASED.items()},
+    )
 
 
 def _named_in(title: str) -> frozenset[str]:
     """What the words of a protocol's title name: "QTc safety" is about QTc, unless a line of it says otherwise."""
     words = _key(title).split()
-    return frozenset().union(*(_table().get(word, frozenset()) for word in words if len(word) > 2))
+    return frozenset().union(*(_table().names.get(word, frozenset()) for word in words if len(word) > 2))
 
 
 def ids_of(observation: Observation) -> frozenset[str]:
     """What a result is of: the row of the table, else its own name; without what stands in brackets, too."""
     concept = concept_of(observation)
-    return frozenset({concept.id if concept is not None else f"name:{_key(observation.name)}"})
+    return frozenset({concept.id if concept is not None else f"name:{_result_key(observation.name)}"})
 
 
 def vocabulary(layers: Layers, facts: FactsResult) -> Vocabulary:
     """The table's names and those that this record uses for its results."""
-    names = dict(_table())
-    cased = {_key(word): spellings for word, spellings in CASED.items()}
+    table = _table()
+    more: list[tuple[str, frozenset[str]]] = []
     if layers.patient is not None:
         for observation in layers.patient.observations:
-            name = _key(observation.name)
-            if name and name not in cased:
-                names[name] = names.get(name, frozenset()) | ids_of(observation)
-    for score in facts.scores:
-        if name := _key(score.name):
-            names[name] = names.get(name, frozenset()) | {f"score:{name}"}
-    return Vocabulary(names, cased)
+            name = _result_key(observation.name)
+            if name and name not in table.cased:
+                more.append((name, ids_of(observation)))
+    more += [(name, frozenset({f"score:{name}"})) for score in facts.scores if (name := _key(score.name))]
+    return table.with_names(dict.fromkeys(more))
 
 
 def _prompt_lines(prompt: Prompt) -> Iterator[Given]:
@@ -139,6 +146,6 @@ def _exact(fact: Fact) -> str:
 
 
 def number_lock(prompt: Prompt, facts: FactsResult, layers: Layers) -> NumberLock:
-    """The lock for the answer to one question; about 50 ms for a prompt of 6,000 tokens."""
-    given = [*_prompt_lines(prompt), *_fact_lines(facts, layers)]
+    """The lock for the answer to one question; it reads the prompt when a line first has a number."""
+    given = chain(_prompt_lines(prompt), _fact_lines(facts, layers))
     return NumberLock(given, vocabulary(layers, facts), facts.lang)

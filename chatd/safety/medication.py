@@ -8,7 +8,7 @@ contrast with shellfish. The table is ``data/medication.json``; no pharmacist ha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Literal
 
@@ -199,6 +199,8 @@ def _skeletons() -> dict[str, tuple[tuple[str, ...], bool]]:
 _SKELETONS = _skeletons()
 _LONG_SKELETONS = tuple(sorted(bone for bone in _SKELETONS if len(bone) >= 7))
 
+#: Shorter words are looked up as they stand alone: too much is one letter away from them.
+_MIN_REPAIRED = 5
 #: Ordinary words one letter away from a medicine.
 _ORDINARY = frozenset(
     """aspirate aspirated aspiration mineral general generals central several paracentesis heparan hepatic
@@ -211,7 +213,7 @@ def _lookup(word: str) -> tuple[tuple[str, ...], bool] | None:
     """One word to generic names: as written, by its skeleton, or one letter away from exactly one skeleton."""
     if word in _PHRASES:
         return _PHRASES[word]
-    if len(word) < 5 or word in _ORDINARY or not word.isalpha():
+    if len(word) < _MIN_REPAIRED or word in _ORDINARY or not word.isalpha():
         return None
     bone = skeleton(word)
     if bone in _SKELETONS:
@@ -229,33 +231,47 @@ def drugs_in(text: str) -> tuple[Drug, ...]:
     Doses, salts and forms are passed over; brands become generic names; a combination gives each of its parts.
     English and Portuguese names, one mistyped letter in long ones. Never raises; reads ``MAX_CHARS`` characters.
     """
-    plain = fold(text[:MAX_CHARS])
-    tokens = [(m.group(0), m.start(), m.end()) for m in _WORD.finditer(plain)]
+    return drugs_in_folded(fold(text[:MAX_CHARS]))
+
+
+def drugs_in_folded(plain: str) -> tuple[Drug, ...]:
+    """``drugs_in`` of a text that is folded already (see ``context.text.fold``)."""
+    words = _WORD.findall(plain)
+    # Most words name nothing, and most lines no medicine. A short word does so only as it stands.
+    starts = [
+        at
+        for at, word in enumerate(words)
+        if word in _LONGEST or (len(word) >= _MIN_REPAIRED and _lookup(word) is not None)
+    ]
+    if not starts:
+        return ()
+    places = [match.span() for match in _WORD.finditer(plain)]
     found: list[Drug] = []
-    at = 0
-    while at < len(tokens):
-        for size in range(min(_LONGEST.get(tokens[at][0], 1), len(tokens) - at), 0, -1):
-            phrase = tokens[at][0] if size == 1 else " ".join([token for token, _, _ in tokens[at : at + size]])
+    free = 0
+    for at in starts:
+        if at < free:
+            continue
+        for size in range(min(_LONGEST.get(words[at], 1), len(words) - at), 0, -1):
+            phrase = words[at] if size == 1 else " ".join(words[at : at + size])
             hit = _PHRASES.get(phrase) if size > 1 else _lookup(phrase)
-            if hit is None or (size == 1 and not _means_a_drug(tokens, at)):
+            if hit is None or (size == 1 and not _means_a_drug(words, at)):
                 continue
-            start, end = tokens[at][1], tokens[at + size - 1][2]
+            start, end = places[at][0], places[at + size - 1][1]
             names, is_class = hit
             found.extend(
                 Drug(id=name, text=plain[start:end], classes=_CLASSES[name], is_class=is_class, start=start, end=end)
                 for name in names
             )
-            at += size - 1
+            free = at + size
             break
-        at += 1
     return tuple(found)
 
 
-def _means_a_drug(tokens: list[tuple[str, int, int]], at: int) -> bool:
+def _means_a_drug(words: Sequence[str], at: int) -> bool:
     """False for "ASA III" (an anaesthetic class) and "in contrast"."""
-    word = tokens[at][0]
-    following = tokens[at + 1][0] if at + 1 < len(tokens) else ""
-    before = tokens[at - 1][0] if at else ""
+    word = words[at]
+    following = words[at + 1] if at + 1 < len(words) else ""
+    before = words[at - 1] if at else ""
     if word == "asa":
         return re.fullmatch(r"[1-6]|i{1,3}|iv|v|vi|class|score|grade|physical|ps|classe", following) is None
     if word == "contrast":
@@ -274,8 +290,12 @@ class _Item(msgspec.Struct, frozen=True, kw_only=True):
     ref: ChartRef | None = None
 
 
+#: A rule, and the medicine of the allergy that it is about; None for another substance.
+_Rule = tuple[AllergyRule, Drug | None]
+
+
 class _Allergen(msgspec.Struct, frozen=True, kw_only=True):
-    """An allergy with the medicines and other substances it names."""
+    """An allergy with the medicines and other substances it names, and the rules that may speak about it."""
 
     label: str
     drugs: tuple[Drug, ...]
@@ -283,6 +303,7 @@ class _Allergen(msgspec.Struct, frozen=True, kw_only=True):
     reaction: str
     severe: bool
     ref: ChartRef | None
+    rules: tuple[_Rule, ...]
 
 
 _SUBSTANCES = (
@@ -343,14 +364,17 @@ def _allergens(patient: PatientLayer) -> list[_Allergen]:
         if not allergy.active or allergy.verification in {"refuted", "entered-in-error"} or _NONE_KNOWN.search(name):
             continue
         said = fold(f"{allergy.name} {allergy.reaction}")
+        drugs = drugs_in(allergy.name)
+        substances = tuple(id_ for id_, pattern in _SUBSTANCES if pattern.search(name))
         out.append(
             _Allergen(
                 label=_allergy_label(allergy),
-                drugs=drugs_in(allergy.name),
-                substances=tuple(id_ for id_, pattern in _SUBSTANCES if pattern.search(name)),
+                drugs=drugs,
+                substances=substances,
                 reaction=said,
                 severe=_SEVERE.search(said) is not None or allergy.criticality == "high",
                 ref=allergy.ref,
+                rules=_rules_of(drugs, substances, said),
             )
         )
     has_heparin = any("heparin" in drug.classes for one in out for drug in one.drugs)
@@ -366,14 +390,16 @@ def _allergens(patient: PatientLayer) -> list[_Allergen]:
                 fold(condition.name),
             )
         ):
+            drugs, reaction = drugs_in("heparin"), f"hit {fold(condition.name)}"
             out.append(
                 _Allergen(
                     label=condition.name,
-                    drugs=drugs_in("heparin"),
+                    drugs=drugs,
                     substances=(),
-                    reaction=f"hit {fold(condition.name)}",
+                    reaction=reaction,
                     severe=True,
                     ref=condition.ref,
+                    rules=_rules_of(drugs, (), reaction),
                 )
             )
             break
@@ -410,17 +436,22 @@ def _split_question(question: str) -> tuple[list[Drug], list[tuple[Drug, str]]]:
     return about, allergies
 
 
-def _items(patient: PatientLayer, about: Iterable[Drug], proposed: Iterable[str]) -> list[_Item]:
+def _current(patient: PatientLayer) -> list[_Item]:
+    """Every medicine of the current list."""
+    return [
+        _Item(drug=drug, origin="current", ref=medication.ref)
+        for medication in patient.medications
+        if medication.active
+        for drug in drugs_in(medication.name)
+    ]
+
+
+def _items(current: Sequence[_Item], about: Iterable[Drug], proposed: Iterable[Drug]) -> list[_Item]:
     """Every medicine once: the current list first, then what the question and the proposals add."""
-    out: list[_Item] = []
-    for medication in patient.medications:
-        if medication.active:
-            out += [_Item(drug=d, origin="current", ref=medication.ref) for d in drugs_in(medication.name)]
+    out = list(current)
     known = {item.drug.id for item in out}
-    for drug in about:
-        out.append(_Item(drug=drug, origin="question"))
-    for text in proposed:
-        out += [_Item(drug=d, origin="proposed") for d in drugs_in(text)]
+    out += [_Item(drug=drug, origin="question") for drug in about]
+    out += [_Item(drug=drug, origin="proposed") for drug in proposed]
     seen: set[tuple[str, bool]] = set()
     unique = []
     for item in out:
@@ -454,17 +485,21 @@ def _concerns(what: str, drug: Drug, allergen: Drug | None) -> bool:
     return what in drug.classes or what == drug.id
 
 
-def _rule_for(allergen: _Allergen, drug: Drug) -> tuple[AllergyRule, Drug | None] | None:
-    """The first rule of the table that speaks about this allergy and this medicine."""
+def _rules_of(drugs: Sequence[Drug], substances: Sequence[str], reaction: str) -> tuple[_Rule, ...]:
+    """The rules of the table that may speak about an allergy, in their order, each with the medicine it begins at."""
+    found: list[_Rule] = []
     for rule in TABLE.allergy_rules:
-        if rule.reaction and not _REACTIONS[rule.reaction].search(allergen.reaction):
+        if rule.reaction and not _REACTIONS[rule.reaction].search(reaction):
             continue
-        if rule.allergy in allergen.substances and _concerns(rule.medicine, drug, None):
-            return rule, None
-        for source in allergen.drugs:
-            if (rule.allergy in source.classes or rule.allergy == source.id) and _concerns(rule.medicine, drug, source):
-                return rule, source
-    return None
+        if rule.allergy in substances:
+            found.append((rule, None))
+        found += [(rule, drug) for drug in drugs if rule.allergy in drug.classes or rule.allergy == drug.id]
+    return tuple(found)
+
+
+def _rule_for(allergen: _Allergen, drug: Drug) -> _Rule | None:
+    """The first rule of the table that speaks about this allergy and this medicine."""
+    return next((found for found in allergen.rules if _concerns(found[0].medicine, drug, found[1])), None)
 
 
 class _Conflict(msgspec.Struct, kw_only=True):
@@ -690,7 +725,10 @@ def _interactions(patient: PatientLayer, question: str, items: list[_Item], lang
     unique = list(by_drug.values())
     out: list[Check] = []
     told: list[set[str]] = []
+    present = {side for item in unique for side in (item.drug.id, *item.drug.classes)}
     for rule in TABLE.interactions:
+        if rule.a not in present or rule.b not in present:
+            continue
         involved = [i for i in unique if _is_side(rule.a, i.drug) or _is_side(rule.b, i.drug)]
         a = [i for i in involved if _is_side(rule.a, i.drug)]
         b = [i for i in involved if _is_side(rule.b, i.drug)]
@@ -741,6 +779,63 @@ def _parts_of_one(a: _Item, b: _Item) -> bool:
     return a.ref is not None and a.ref == b.ref
 
 
+class Checker:
+    """What speaks against medicines for one patient and one question, asked for one list of proposals after the other.
+
+    What does not depend on the proposals is read once. It holds what it was given: no longer than its question is
+    worked on.
+    """
+
+    def __init__(self, patient: PatientLayer, question: str, lang: str = "en") -> None:
+        self._patient = patient
+        self._question = question
+        self._lang = lang
+        self._about, stated = _split_question(question)
+        self._current = _current(patient)
+        self._allergens = _allergens(patient)
+        self._proposed: dict[str, tuple[Drug, ...]] = {}
+        self._stated: list[Check] = []
+        for drug, around in stated:
+            if any(drug.id == d.id or set(drug.classes) & set(d.classes) for a in self._allergens for d in a.drugs):
+                continue
+            self._allergens.append(
+                _Allergen(
+                    label=drug.text,
+                    drugs=(drug,),
+                    substances=(),
+                    reaction=fold(around),
+                    severe=bool(_SEVERE.search(around)),
+                    ref=None,
+                    rules=_rules_of((drug,), (), fold(around)),
+                )
+            )
+            self._stated.append(
+                Check(
+                    id=f"allergy_unrecorded.{slug(drug.id)}",
+                    level="warning",
+                    text=pick(
+                        lang,
+                        f"The question names an allergy that is not in the record: {drug.text}. Confirm and record it.",
+                        f"A pergunta refere uma alergia que não está no registo: {drug.text}. Confirmar e registar.",
+                    ),
+                )
+            )
+
+    def check(self, proposed: tuple[str, ...] = ()) -> tuple[Check, ...]:
+        """What speaks against the medicines of the question, these proposals and the current list; see ``check``."""
+        lang, allergens = self._lang, self._allergens
+        for text in proposed:
+            if text not in self._proposed:
+                self._proposed[text] = drugs_in(text)
+        items = _items(self._current, self._about, [drug for text in proposed for drug in self._proposed[text]])
+        checks = list(self._stated)
+        checks += [_allergy_check(conflict, lang) for conflict in _allergy_conflicts(allergens, items, lang)]
+        checks += _antibiotic_notes(self._question, allergens, items, lang)
+        checks += _interactions(self._patient, self._question, items, lang)
+        unique = {(one.id, one.text): one for one in checks}
+        return tuple(sorted(unique.values(), key=lambda one: -_LEVELS[one.level]))
+
+
 def check(patient: PatientLayer, question: str, lang: str = "en", proposed: tuple[str, ...] = ()) -> tuple[Check, ...]:
     """What speaks against the medicines of the question, the proposals and the current list; the gravest first.
 
@@ -748,39 +843,7 @@ def check(patient: PatientLayer, question: str, lang: str = "en", proposed: tupl
     the current ones, and between them and what the question or a proposal adds. A medicine that the question stops,
     or names as an allergy, is not one that it would give. Each finding once; the same input gives the same tuple.
     """
-    about, stated = _split_question(question)
-    items = _items(patient, about, proposed)
-    allergens = _allergens(patient)
-    checks: list[Check] = []
-    for drug, around in stated:
-        if any(drug.id == d.id or set(drug.classes) & set(d.classes) for a in allergens for d in a.drugs):
-            continue
-        allergens.append(
-            _Allergen(
-                label=drug.text,
-                drugs=(drug,),
-                substances=(),
-                reaction=fold(around),
-                severe=bool(_SEVERE.search(around)),
-                ref=None,
-            )
-        )
-        checks.append(
-            Check(
-                id=f"allergy_unrecorded.{slug(drug.id)}",
-                level="warning",
-                text=pick(
-                    lang,
-                    f"The question names an allergy that is not in the record: {drug.text}. Confirm and record it.",
-                    f"A pergunta refere uma alergia que não está no registo: {drug.text}. Confirmar e registar.",
-                ),
-            )
-        )
-    checks += [_allergy_check(conflict, lang) for conflict in _allergy_conflicts(allergens, items, lang)]
-    checks += _antibiotic_notes(question, allergens, items, lang)
-    checks += _interactions(patient, question, items, lang)
-    unique = {(one.id, one.text): one for one in checks}
-    return tuple(sorted(unique.values(), key=lambda one: -_LEVELS[one.level]))
+    return Checker(patient, question, lang).check(proposed)
 
 
 # --- order for the facts card -------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from typing import Final, Literal
 
 import msgspec
 
-from chatd.safety.medication import drugs_in
+from chatd.safety.medication import drugs_in_folded
 from chatd.safety.words import longest_by_first_word
+from context.memo import remembers
 from context.text import fold, without_accents
 
 #: Lines longer than this are not read: nothing that a model may write is.
@@ -35,11 +36,26 @@ class Vocabulary(msgspec.Struct, frozen=True):
     """Names that tie a number to a thing.
 
     names: words (folded, one blank between) to the ids of what they name. cased: words that count only in one of
-    these spellings ("na" is Portuguese for "in the", "Na" is sodium).
+    these spellings ("na" is Portuguese for "in the", "Na" is sodium). longest: of the names, see
+    ``longest_by_first_word``; found out where it is not given.
     """
 
     names: Mapping[str, frozenset[str]]
     cased: Mapping[str, tuple[str, ...]] = {}
+    longest: Mapping[str, int] = {}
+
+    def __post_init__(self) -> None:
+        if not self.longest:
+            msgspec.structs.force_setattr(self, "longest", longest_by_first_word(self.names))
+
+    def with_names(self, more: Iterable[tuple[str, frozenset[str]]]) -> Vocabulary:
+        """This one and these names; a name that is there already names both."""
+        names, longest = dict(self.names), dict(self.longest)
+        for name, ids in more:
+            names[name] = names.get(name, frozenset()) | ids
+            for first, words in longest_by_first_word((name,)).items():
+                longest[first] = max(longest.get(first, 0), words)
+        return Vocabulary(names, self.cased, longest)
 
 
 class Given(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +154,20 @@ _POWER = r"(?:x ?)?10 ?[\^*] ?\d{1,2}(?:/[a-z0-9]{1,4})?"
 
 
 def _spelled(words: Iterable[str]) -> str:
-    return "|".join(re.escape(word) for word in sorted(words, key=lambda word: (-len(word), word)))
+    """A pattern for any of the words, the longest one first; beginnings that words share are looked at once."""
+    by_first: dict[str, list[str]] = {}
+    is_whole = False
+    for word in sorted(set(words)):
+        if word:
+            by_first.setdefault(word[0], []).append(word[1:])
+        else:
+            is_whole = True
+    if not by_first:
+        return ""
+    branches = [re.escape(first) + _spelled(rests) for first, rests in by_first.items()]
+    if is_whole:
+        return f"(?:{'|'.join(branches)})?"
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
 
 
 _UNIT: Final = re.compile(
@@ -152,6 +181,7 @@ _UNIT: Final = re.compile(
 )
 
 
+@remembers(2048)
 def unit_id(unit: str) -> str:
     """The one spelling of a unit: "µg / mL", "mcg/mL" are "ug/ml"; unknown parts stand for themselves."""
     bare = fold(unit).replace("[", "").replace("]", "")
@@ -288,6 +318,7 @@ _SUPER: Final = {
 }
 _SUPERSCRIPT = re.compile(f"[{''.join(_SUPER)}]+")
 _DECIMAL_DOT = re.compile(r"(?<=\d)[\u00b7\u22c5\u2219\u2022\u066b](?=\d)")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 def _raised(match: re.Match[str]) -> str:
@@ -295,27 +326,52 @@ def _raised(match: re.Match[str]) -> str:
     return digits if match.string[max(0, match.start() - 1) : match.start()] == "m" else f"^{digits}"
 
 
+def _plain(text: str) -> str:
+    """``text`` with the signs of ``_PLAIN``, one after the other: a line has none or few, and none becomes another."""
+    if "`" in text:
+        text = text.replace("`", "'")
+    if not text.isascii():
+        for sign in set(_NOT_ASCII.findall(text)):
+            if (plain := _PLAIN.get(ord(sign))) is not None:
+                text = text.replace(sign, plain)
+    return text
+
+
 def _normal(text: str) -> tuple[str, str, tuple[str, ...]]:
     """``text`` without accents and odd signs, as written and in lower case (of one length), and signs that are
     numbers by themselves ("½", "Ⅳ", "①")."""
-    text = _INVISIBLE.sub("", text[:MAX_CHARS]).translate(_PLAIN)
+    text = text[:MAX_CHARS]
+    signs: tuple[str, ...] = ()
     if not text.isascii():
-        text = _SUPERSCRIPT.sub(_raised, text)
-        text = "".join(
-            str(unicodedata.decimal(sign)) if not sign.isascii() and sign.isdecimal() else sign for sign in text
-        )
-        text = _DECIMAL_DOT.sub(".", text)
-    signs = tuple(
-        sign
-        for sign in text
-        if not sign.isascii() and unicodedata.numeric(sign, None) is not None and not "₀" <= sign <= "₉"
-    )
+        text = _INVISIBLE.sub("", text)
+    text = _plain(text)
     if not text.isascii():
-        text = without_accents("".join(" " if sign in signs else sign for sign in text)).translate(_PLAIN)
+        text, signs = _odd_signs(text)
+        for sign in set(signs):
+            text = text.replace(sign, " ")
+        # Accents go from each sign by itself: what is left of one is never another that has some.
+        for sign in set(_NOT_ASCII.findall(text)):
+            text = text.replace(sign, without_accents(sign))
+        text = _plain(text)
     cased = " ".join(text.split())
+    if cased.isascii():
+        return cased, cased.lower(), signs  # which folding would leave as it is
     low = cased.translate(_LOWER)
     folded = fold(low)
     return (cased, low, signs) if folded == low else (folded, folded, signs)
+
+
+def _odd_signs(text: str) -> tuple[str, tuple[str, ...]]:
+    """``text`` with every digit and decimal point as an ASCII one, and the signs in it that are numbers."""
+    text = _SUPERSCRIPT.sub(_raised, text)
+    for sign in {sign for sign in _NOT_ASCII.findall(text) if sign.isdecimal()}:
+        text = text.replace(sign, str(unicodedata.decimal(sign)))
+    text = _DECIMAL_DOT.sub(".", text)
+    return text, tuple(
+        sign
+        for sign in _NOT_ASCII.findall(text)
+        if unicodedata.numeric(sign, None) is not None and not "₀" <= sign <= "₉"
+    )
 
 
 # --- reading -------------------------------------------------------------------------------------------------
@@ -327,50 +383,108 @@ _DATE = (
     r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}"
     r"|\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2})"
     rf"|\d{{1,2}}(?:st|nd|rd|th)?[ -](?:de |of )?(?:{_MONTH})\b\.?(?:,?[ -](?:de |of )?\d{{4}})?"
-    rf"|(?:{_MONTH})\.? \d{{1,2}}(?:st|nd|rd|th)?(?:,? \d{{4}})?(?![\d.,]*\d)"
+)
+_MONTH_FIRST = (
+    rf"(?:{_MONTH})\.? \d{{1,2}}(?:st|nd|rd|th)?(?:,? \d{{4}})?(?![\d.,]*\d)"
     rf"|(?:{_MONTH})\.?,? (?:de |of )?\d{{4}}"
 )
-_CODE = r"[a-z]+(?:-[a-z]+)*-?\d[a-z0-9]*(?:[.,]\d+[a-z0-9]*)*"
+_DATE_END = r"(?![\w/]|[.,-]\d)"
+#: Where this finds nothing, no date is read either; where it does, one may yet be part of something else.
+_DATE_SOMEWHERE: Final = re.compile(
+    rf"(?=\d)(?<![\w.,/-])(?:{_DATE}){_DATE_END}|(?=[a-z])(?<![\w.,/-])(?:{_MONTH_FIRST}){_DATE_END}"
+)
+_CODE = r"[a-z]++(?:-[a-z]++)*+-?\d[a-z0-9]*(?:[.,]\d+[a-z0-9]*)*"
+_FREQUENCY_FIGURES: Final = tuple(words for words in _FREQUENCY if words[0].isdigit())
+_FREQUENCY_WORDS: Final = tuple(words for words in _FREQUENCY if not words[0].isdigit())
+#: All that begins with a digit or a sign of one; then all that begins with a word, which most words do not.
 _SCAN: Final = re.compile(
-    rf"(?P<date>(?<![\w.,/-])(?:{_DATE})(?![\w/]|[.,-]\d))"
+    r"(?=[\d+\-.,])(?:"
+    rf"(?P<date>(?<![\w.,/-])(?:{_DATE}){_DATE_END})"
     rf"|(?P<time>(?<![\w.,:/-])(?:{_CLOCK})(?![\w:]|[.,/-]\d))"
-    rf"|(?P<label>\b(?:{_spelled(_LABELS)})(?: class| classe| stage| grade)?[ -]?(?:\d{{1,3}}|{_spelled(_ROMAN)})\b"
-    r"(?![.,/:-]\d|%))"
-    rf"|(?P<code>(?<![\w]){_CODE}(?: ?(?:-|to|a) ?[a-z]+\d[a-z0-9]*)*)"
-    rf"|(?P<freq>\b(?:{_spelled(_FREQUENCY)})\b)"
-    rf"|(?P<num>(?P<sign>(?<![\w).,])[+-])?{_NUM})"
-    rf"|(?P<word>\b(?:{_spelled(_WORDS)})\b)"
-    rf"|(?P<factor>\b(?:{_spelled(_FACTORS)})\b)"
+    rf"|\b(?P<count>{_spelled(_FREQUENCY_FIGURES)})\b"
+    rf"|(?P<num>(?P<sign>(?<![\w).,])[+-])?(?P<digits>{_NUM})))"
+    r"|(?=[a-z])(?<!\w)"
+    rf"(?=(?:{_spelled((*_MONTHS, *_LABELS, *_FREQUENCY_WORDS, *_WORDS, *_FACTORS))})|[a-z-]*+\d)(?:"
+    rf"(?P<month>(?<![\w.,/-])(?:{_MONTH_FIRST}){_DATE_END})"
+    rf"|(?P<label>(?P<what>{_spelled(_LABELS)})(?: class| classe| stage| grade)?[ -]?"
+    rf"(?P<which>\d{{1,3}}|{_spelled(_ROMAN)})\b(?![.,/:-]\d|%))"
+    rf"|(?P<code>{_CODE}(?: ?(?:-|to|a) ?[a-z]+\d[a-z0-9]*)*)"
+    rf"|(?P<freq>{_spelled(_FREQUENCY_WORDS)})\b"
+    rf"|(?P<word>{_spelled(_WORDS)})\b"
+    rf"|(?P<factor>{_spelled(_FACTORS)})\b)"
 )
 _RANGE_MIDDLE = re.compile(r" ?(?:-|\.\.|to|ate|a|and|e|until) ?(?=[+-]?[\d.,]*\d)")
 _RANGE_WORD = re.compile(r"(?:to|ate|a|and|e|until)")
 _BETWEEN = re.compile(r"\b(?:between|entre)(?: the)? $")
 _NUMBER = re.compile(rf"(?P<sign>[+-])?(?P<digits>{_NUM})")
-#: What stands before a bound, right before the number.
+_RATIO = re.compile(rf" ?/ ?(?P<second>{_NUM})(?! ?/ ?\d)")
+#: A date or a time goes on, or another number hangs on the end of a range.
+_GLUED = re.compile(r"[./:]\d|-\d")
+#: Digits or letters that hang on the number and are no unit: "1e3", "1'125", "1_000", "1st".
+_TAIL = re.compile(r"(?:[^\W\d_]+[\w]*|['_^*=:x~][\w.,]*\d[\w.,]*)")
+#: Right behind a number nothing of it follows these signs: no unit, no other end, no tail, no bound in words.
+_STOPS: Final = frozenset(("", ",", ";", ")", "]", "(", "[", "!", "?", '"'))
+#: No tail begins with these either.
+_NO_TAIL: Final = _STOPS | {" ", ".", "/", "%", "-"}
+_NUMBER_WORDS = re.compile(rf"(?:[ -](?:e |and )?{_spelled(_WORDS)}\b)+")
+#: What stands before a bound, right before the number; "~" and the like say that it is near.
+_BOUNDS: Final[dict[str, tuple[str, ...]]] = {
+    "down": (
+        "less than", "lower than", "fewer than", "smaller than", "below", "under", "up to", "at most", "no more than",
+        "maximum", "maximum of", "max", "max.", "inferior a", "menor que", "menor do que", "menos de", "menos do que",
+        "abaixo de", "abaixo do", "abaixo da", "abaixo des", "abaixo dos", "abaixo das", "ate", "no maximo", "maximo",
+        "maximo de",
+    ),
+    "up": (
+        "more than", "greater than", "higher than", "above", "over", "exceed", "exceeds", "exceeding", "at least",
+        "minimum", "minimum of", "no less than", "superior a", "maior que", "maior do que", "mais de", "mais do que",
+        "acima de", "acima do", "acima da", "acima des", "acima dos", "acima das", "pelo menos", "no minimo", "minimo",
+        "minimo de",
+    ),
+    "none": (
+        "about", "around", "approximately", "approx", "approx.", "nearly", "almost", "cerca de", "aproximadamente",
+        "quase", "upper limit", "upper limit of", "lower limit", "lower limit of", "limite", "limite de",
+        "limite superior", "limite superior de", "limite inferior", "limite inferior de", "range up to", "range from",
+        "threshold", "threshold of", "target", "target of", "alvo", "alvo de", "goal", "goal of", "cutoff",
+        "cutoff of",
+    ),
+}  # fmt: skip
+_BOUND_SIGNS: Final = {"down": "<=?", "up": ">=?", "none": "~"}
 _COMPARATOR = re.compile(
-    r"(?P<down><=?|(?<![a-z])(?:(?:less|lower|fewer|smaller) than|below|under|up to|at most|no more than"
-    r"|maximum(?: of)?|max\.?|inferior a|menor (?:do )?que|menos (?:de|do que)|abaixo d[eoa]s?|ate|no maximo"
-    r"|maximo(?: de)?))[ :]{0,2}$"
-    r"|(?P<up>>=?|(?<![a-z])(?:(?:more|greater|higher) than|above|over|exceeds?|exceeding|at least|minimum(?: of)?"
-    r"|no less than|superior a|maior (?:do )?que|mais (?:de|do que)|acima d[eoa]s?|pelo menos|no minimo"
-    r"|minimo(?: de)?))[ :]{0,2}$"
-    r"|(?P<none>~|(?<![a-z])(?:about|around|approximately|approx\.?|nearly|almost|cerca de|aproximadamente|quase"
-    r"|(?:upper|lower) limit(?: of)?|limite(?: superior| inferior)?(?: de)?|range (?:up to|from)|threshold(?: of)?"
-    r"|target(?: of)?|alvo(?: de)?|goal(?: of)?|cutoff(?: of)?))[ :]{0,2}$"
+    r"(?=[<>~]|(?<![a-z])[a-z])(?:"
+    + "|".join(
+        rf"(?P<{way}>{_BOUND_SIGNS[way]}|(?<![a-z]){_spelled(words)})[ :]{{0,2}}$" for way, words in _BOUNDS.items()
+    )
+    + ")"
 )
+#: The last word before the number wherever the expression above finds something, or the end of what is no word.
+_BOUND_WORDS: Final = frozenset(words.split()[-1] for row in _BOUNDS.values() for words in row)
+_BOUND_ENDS: Final = ("<", "<=", ">", ">=", "~", *sorted(_BOUND_WORDS))
+#: So far before its number a comparator may begin.
+_BOUND_CHARS: Final = 40
 _AFTER_BOUND = re.compile(
-    r"^ ?(?:or (?:more|above|higher|greater|less|below|lower)|ou (?:mais|menos|superior|inferior))"
+    r" ?(?:or (?:more|above|higher|greater|less|below|lower)|ou (?:mais|menos|superior|inferior))"
 )
+_FOLLOWING = re.compile(r" ?([a-z]+)")
 _SENTENCE = re.compile(r"[.!?](?= |$)")
 _TOKEN = re.compile(r"[a-z0-9]+\+*")
+_WORD = re.compile(r"[a-z0-9]+")
+_LETTERS = re.compile(r"[a-z]+")
+_DIGITS = re.compile(r"\d+")
+_CODE_JOIN = re.compile(r" ?(?:-| to | a ) ?")
+_HALF_OF_DAY = re.compile(r"([ap])\.?m")
+_VALUE_BEHIND = re.compile(r"[ :=]{1,3}\d")
 #: A name is right before its number where at most this many words stand between.
 _NEAR_WORDS: Final = 3
 _OF = re.compile(r"^ ?(?:of |de |do |da )?$")
 _GROUPS = re.compile(r"\d{1,3}(?:([.,])\d{3})(?:\1\d{3})+")
+_AMBIGUOUS = re.compile(r"[1-9]\d{0,2}[.,]\d{3}")
 
 
 def _value(digits: str, *, lang: str) -> Decimal | None:
     """The value of written digits; None where it cannot be told."""
+    if digits.isdecimal():
+        return Decimal(digits)
     if " " in digits:
         return Decimal(digits.replace(" ", ""))
     points, commas = digits.count("."), digits.count(",")
@@ -391,14 +505,15 @@ def _value(digits: str, *, lang: str) -> Decimal | None:
 
 def _is_ambiguous(digits: str) -> bool:
     """Whether a person may have meant a thousand or a decimal: "1.125" and "1,125"."""
-    return re.fullmatch(r"[1-9]\d{0,2}[.,]\d{3}", digits) is not None
+    return _AMBIGUOUS.fullmatch(digits) is not None
 
 
 def _date_values(raw: str) -> tuple[Decimal, ...]:
     """Year (0: none), month and day (0: none); () for a day that no calendar has."""
-    digits = [int(part) for part in re.findall(r"\d+", raw)]
-    month = next((_MONTHS[word] for word in re.findall(r"[a-z]+", raw) if word in _MONTHS), None)
-    year, day = 0, 0
+    digits = [int(part) for part in _DIGITS.findall(raw)]
+    year, day, month = 0, 0, None
+    if len(digits) < 3:
+        month = next((_MONTHS[word] for word in _LETTERS.findall(raw) if word in _MONTHS), None)
     if month is not None:
         year = next((number for number in digits if number > 99), 0)
         day = next((number for number in digits if number <= 99), 0)
@@ -413,14 +528,176 @@ def _date_values(raw: str) -> tuple[Decimal, ...]:
 
 
 def _time_values(raw: str) -> tuple[Decimal, ...]:
-    digits = [int(part) for part in re.findall(r"\d+", raw)]
+    digits = [int(part) for part in _DIGITS.findall(raw)]
     hour, minute = digits[0], digits[1] if len(digits) > 1 else 0
-    half = re.search(r"([ap])\.?m", raw)
+    half = _HALF_OF_DAY.search(raw)
     if half is not None:
         if not 1 <= hour <= 12:
             return ()
         hour = hour % 12 + (12 if half[1] == "p" else 0)
     return Decimal(hour), Decimal(minute)
+
+
+def _is_word(text: str) -> bool:
+    return text.isascii() and text.isalpha()
+
+
+def _read(text: str, is_free: bool, lang: str) -> tuple[str, str, tuple[Mention, ...]]:
+    """A line as ``_normal`` gives it, as written and in lower case, and its mentions in order.
+
+    What the numbers are of and what they were given with is not known yet.
+    """
+    cased, low, signs = _normal(text)
+    mentions = [Mention(kind="sign", raw=sign, start=0, end=0) for sign in dict.fromkeys(signs)]
+    at = 0
+    while (match := _SCAN.search(low, at)) is not None:
+        mention = _mention(match, low, is_free, lang)
+        mentions.append(mention)
+        at = mention.end
+    return cased, low, tuple(mentions)
+
+
+#: The lines of protocols alone are remembered: they are nobody's, and answer after answer rests on the same few.
+_read_quoted = remembers(1024)(_read)
+
+
+def _mention(match: re.Match[str], low: str, is_free: bool, lang: str) -> Mention:
+    kind, raw = match.lastgroup, match.group()
+    if kind == "num":
+        return _number(match, low, is_free, lang)
+    if kind == "word":
+        return _word(match, low)
+    is_: Kind
+    values: tuple[Decimal, ...] = ()
+    if kind in ("date", "month"):
+        is_, values = "date", _date_values(raw)
+    elif kind == "time":
+        is_, values = "time", _time_values(raw)
+    elif kind == "label":
+        which = match["which"]
+        value = int(which) if which.isdigit() else _ROMAN[which]
+        is_, raw, values = "label", _LABELS[match["what"]], (Decimal(value),)
+    elif kind == "code":
+        is_ = "code"
+        if " " in raw:
+            raw = _CODE_JOIN.sub("-", raw).replace(" ", "")
+    elif kind == "factor":
+        is_, raw = "factor", _FACTORS[raw]
+    else:
+        is_, values = "frequency", (Decimal(_FREQUENCY[raw]),)
+    return Mention(kind=is_, raw=raw, start=match.start(), end=match.end(), values=values)
+
+
+def _word(match: re.Match[str], low: str) -> Mention:
+    """A number in words; several in a row ("twenty five") are one that cannot be read for certain."""
+    start, end = match.span()
+    run = _NUMBER_WORDS.match(low, end)
+    if run is not None:
+        return _code(low, start, run.end())
+    unit = _UNIT.match(low, end)
+    word = low[start:end]
+    # "um" and "uma" are articles, "one" a pronoun: without a unit they count nothing, as the other small counts.
+    name = unit_id(unit.group()) if unit is not None and low[end : end + 1] in " -" else ""
+    return Mention(
+        kind="number",
+        raw=word,
+        start=start,
+        end=unit.end() if name and unit is not None else end,
+        values=(Decimal(_WORDS[word]),),
+        unit=name,
+        is_word=True,
+    )
+
+
+def _code(low: str, start: int, end: int) -> Mention:
+    """Something with a number in it that cannot be read for certain: only the very same counts."""
+    return Mention(kind="code", raw=low[start:end], start=start, end=end)
+
+
+def _number(first: re.Match[str], low: str, is_free: bool, lang: str) -> Mention:
+    value, (start, end) = _of(first, is_free, lang), first.span()
+    raw = first.group().lstrip("+")
+    kind: Kind = "number"
+    values: tuple[Decimal, ...] = () if value is None else (value,)
+    unit = following = ""
+    is_bound = False
+    if low[end : end + 1] not in _STOPS:
+        found = _UNIT.match(low, end)
+        if "/" in low[end : end + 2] and (ratio := _RATIO.match(low, end)) is not None:
+            second = _NUMBER.match(ratio["second"])
+            other = None if second is None else _of(second, is_free, lang)
+            values = () if value is None or other is None else (value, other)
+            kind, end, raw = "ratio", ratio.end(), f"{raw}/{ratio['second']}"
+            found = _UNIT.match(low, end)
+        else:
+            first_unit = found.group() if found is not None else ""
+            middle = _RANGE_MIDDLE.match(low, end + len(first_unit))
+            if middle is None and first_unit:
+                middle = _RANGE_MIDDLE.match(low, end)
+            second = None if middle is None else _NUMBER.match(low, middle.end())
+            is_and = middle is not None and middle.group().strip() in ("and", "e")
+            if middle is not None and second is not None and (not is_and or _BETWEEN.search(low[:start])):
+                if middle.start() != end + len(first_unit):
+                    first_unit = ""
+                other = _of(second, is_free, lang)
+                is_glued = _GLUED.match(low, second.end()) is not None
+                values = () if value is None or other is None or is_glued else (value, other)
+                kind, end = "range", second.end()
+                raw = _RANGE_WORD.sub("-", low[start:end]).replace(" ", "")
+                unit = unit_id(first_unit) if first_unit else ""
+                found = _UNIT.match(low, end)
+        if found is not None and not (found.group().startswith("-") and low[end + 1 : end + 2].isdigit()):
+            second_unit = unit_id(found.group())
+            if kind == "range" and unit and unit != second_unit:
+                values = ()
+            unit, end = second_unit, found.end()
+        tail = _TAIL.match(low, end) if low[end : end + 1] not in _NO_TAIL else None
+        if tail is not None and not low[end - 1].isspace() and not (unit and low.startswith(" ", first.end())):
+            return _code(low, start, tail.end())
+        word_behind = _FOLLOWING.match(low, end)
+        if word_behind is not None:
+            following = word_behind[1]
+            is_bound = following in ("or", "ou") and _AFTER_BOUND.match(low, end) is not None
+    direction = 0
+    ahead = low[max(0, start - _BOUND_CHARS) : start].rstrip(" :")
+    last = ahead[ahead.rfind(" ") + 1 :]
+    if last in _BOUND_WORDS or (not _is_word(last) and last.endswith(_BOUND_ENDS)):
+        bound = _COMPARATOR.search(low, max(0, start - _BOUND_CHARS), start)
+        if bound is not None:
+            is_bound, direction = True, 1 if bound["up"] else -1 if bound["down"] else 0
+    return Mention(
+        kind=kind,
+        raw=raw,
+        start=start,
+        end=end,
+        values=values,
+        unit=unit,
+        is_bound=kind == "number" and is_bound,
+        direction=direction,
+        following=following,
+    )
+
+
+def _of(match: re.Match[str], is_free: bool, lang: str) -> Decimal | None:
+    digits = match["digits"]
+    if is_free and _is_ambiguous(digits):
+        return None
+    value = _value(digits, lang=lang)
+    return -value if value is not None and match["sign"] == "-" else value
+
+
+class _Line(msgspec.Struct):
+    """A line as it was read. ``named``: its mentions with what they are of and their units, once somebody asked."""
+
+    given: Given
+    cased: str
+    low: str
+    mentions: Sequence[Mention]
+    named: Sequence[Mention] | None = None
+
+
+#: Kinds of mention that are of something.
+_OF_THINGS: Final = frozenset(("number", "range", "ratio"))
 
 
 class _Reader:
@@ -429,29 +706,34 @@ class _Reader:
     def __init__(self, vocabulary: Vocabulary, lang: str) -> None:
         self._vocabulary = vocabulary
         self._lang = lang
-        self._longest = longest_by_first_word(vocabulary.names)
 
     def names(self, cased: str, low: str) -> list[tuple[int, int, frozenset[str]]]:
         """Where things are named, in order, the longest name at each place; a medicine goes before other names."""
         found: list[tuple[int, int, frozenset[str]]] = []
-        drugs: dict[tuple[int, int], set[str]] = {}
-        for drug in drugs_in(low):
-            drugs.setdefault((drug.start, drug.end), set()).add(f"drug:{drug.id}")
-        tokens = [(match.group(), match.start(), match.end()) for match in _TOKEN.finditer(low)]
-        at = 0
-        while at < len(tokens):
-            for size in range(min(self._longest.get(tokens[at][0], 0), len(tokens) - at), 0, -1):
-                phrase = " ".join([token for token, _, _ in tokens[at : at + size]])
-                ids = self._vocabulary.names.get(phrase)
+        names, longest, cased_names = self._vocabulary.names, self._vocabulary.longest, self._vocabulary.cased
+        words = _TOKEN.findall(low)
+        starts = [at for at, word in enumerate(words) if word in longest]
+        places = [match.span() for match in _TOKEN.finditer(low)] if starts else []
+        free = 0
+        for first in starts:
+            if first < free:
+                continue
+            for size in range(min(longest[words[first]], len(words) - first), 0, -1):
+                phrase = words[first] if size == 1 else " ".join(words[first : first + size])
+                ids = names.get(phrase)
                 if ids is None:
                     continue
-                start, end = tokens[at][1], tokens[at + size - 1][2]
-                if phrase in self._vocabulary.cased and not self._is_spelled(phrase, cased, start, end):
+                start, end = places[first][0], places[first + size - 1][1]
+                if phrase in cased_names and not self._is_spelled(phrase, cased, start, end):
                     continue
                 found.append((start, end, ids))
-                at += size - 1
+                free = first + size
                 break
-            at += 1
+        drugs: dict[tuple[int, int], set[str]] = {}
+        for drug in drugs_in_folded(low):
+            drugs.setdefault((drug.start, drug.end), set()).add(f"drug:{drug.id}")
+        if not drugs:
+            return found
         for (start, end), ids_ in drugs.items():
             other = [row for row in found if row[0] < end and start < row[1]]
             if any(row[1] - row[0] > end - start for row in other):
@@ -462,26 +744,26 @@ class _Reader:
 
     def _is_spelled(self, phrase: str, cased: str, start: int, end: int) -> bool:
         return cased[start:end] in self._vocabulary.cased[phrase] or (
-            re.match(r"[ :=]{1,3}\d", cased[end:]) is not None and len(phrase) > 1
+            len(phrase) > 1 and _VALUE_BEHIND.match(cased, end) is not None
         )
 
-    def read(self, given: Given) -> list[Mention]:
-        """All mentions of a line, in order."""
-        cased, low, signs = _normal(given.text)
-        names = self.names(cased, low) if any(sign.isdigit() for sign in low) or signs else []
-        mentions = [
-            Mention(kind="sign", raw=sign, start=0, end=0, values=(), group=given.group)
-            for sign in dict.fromkeys(signs)
-        ]
-        at = 0
-        while (match := _SCAN.search(low, at)) is not None:
-            mention, at = self._mention(match, low, given)
-            if mention is not None:
-                mentions.append(mention)
-        if not names and any(mention.is_word for mention in mentions):
-            names = self.names(cased, low)
-        named = [self._named(mention, low, names, given) for mention in mentions]
-        return [self._with_unit(at, named) for at in range(len(named))]
+    def read(self, given: Given) -> _Line:
+        """All mentions of a line, in order, not yet ``named``."""
+        cased, low, mentions = (_read_quoted if given.is_quoted else _read)(given.text, given.is_free, self._lang)
+        return _Line(given, cased, low, mentions)
+
+    def named(self, line: _Line) -> Sequence[Mention]:
+        """The line's mentions with what they are of; worked out once."""
+        if line.named is None:
+            named = line.mentions
+            if any(mention.kind in _OF_THINGS for mention in named):
+                names = self.names(line.cased, line.low)
+                if names or line.given.about:
+                    ends = [match.end() for match in _SENTENCE.finditer(line.low)]
+                    named = [self._named(mention, line, names, ends) for mention in named]
+                    named = [self._with_unit(at, named) for at in range(len(named))]
+            line.named = named
+        return line.named
 
     def _with_unit(self, at: int, mentions: Sequence[Mention]) -> Mention:
         """A range or bound without a unit has that of the value before it: "5.3 mmol/L, range 3.5 to 5.1"."""
@@ -493,165 +775,51 @@ class _Reader:
                 return msgspec.structs.replace(mention, unit=earlier.unit)
         return mention
 
-    def _mention(self, match: re.Match[str], low: str, given: Given) -> tuple[Mention | None, int]:
-        kind, raw, start, end = match.lastgroup, match.group(), match.start(), match.end()
-        if match["num"] is not None:
-            return self._number(low, start, given)
-        if kind == "date":
-            values = _date_values(raw)
-            return Mention(kind="date", raw=raw, start=start, end=end, values=values, group=given.group), end
-        if kind == "time":
-            values = _time_values(raw)
-            return Mention(kind="time", raw=raw, start=start, end=end, values=values, group=given.group), end
-        if kind == "label":
-            word, number = re.match(r"[a-z]+", raw), re.search(r"(\d+|[iv]+)$", raw)
-            assert word is not None  # noqa: S101 - the expression above has both
-            assert number is not None  # noqa: S101 - as above
-            value = int(number[0]) if number[0].isdigit() else _ROMAN.get(number[0], 0)
-            label = _LABELS[word[0]]
-            return (
-                Mention(kind="label", raw=label, start=start, end=end, values=(Decimal(value),), group=given.group),
-                end,
-            )
-        if kind == "code":
-            code = re.sub(r" ?(?:-| to | a ) ?", "-", raw).replace(" ", "")
-            return Mention(kind="code", raw=code, start=start, end=end, group=given.group), end
-        if kind == "freq":
-            count = Decimal(_FREQUENCY[raw])
-            return Mention(kind="frequency", raw=raw, start=start, end=end, values=(count,), group=given.group), end
-        if kind == "factor":
-            return Mention(kind="factor", raw=_FACTORS[raw], start=start, end=end, group=given.group), end
-        return self._word(low, start, end, given)
-
-    def _word(self, low: str, start: int, end: int, given: Given) -> tuple[Mention | None, int]:
-        """A number in words; several in a row ("twenty five") are one that cannot be read for certain."""
-        run = re.compile(rf"(?:[ -](?:e |and )?(?:{_spelled(_WORDS)})\b)+").match(low, end)
-        if run is not None:
-            raw = low[start : run.end()]
-            return Mention(kind="code", raw=raw, start=start, end=run.end(), group=given.group), run.end()
-        unit = _UNIT.match(low, end)
-        word = low[start:end]
-        value = Decimal(_WORDS[word])
-        # "um" and "uma" are articles, "one" a pronoun: without a unit they count nothing, as the other small counts.
-        name = unit_id(unit.group()) if unit is not None and low[end : end + 1] in " -" else ""
-        return (
-            Mention(
-                kind="number",
-                raw=word,
-                start=start,
-                end=unit.end() if name and unit is not None else end,
-                values=(value,),
-                unit=name,
-                is_word=True,
-                group=given.group,
-            ),
-            unit.end() if name and unit is not None else end,
-        )
-
-    def _number(self, low: str, start: int, given: Given) -> tuple[Mention, int]:
-        first = _NUMBER.match(low, start)
-        assert first is not None  # noqa: S101 - the caller has matched the same expression
-        value, end = self._of(first, given), first.end()
-        raw = first.group().lstrip("+")
-        kind: Kind = "number"
-        values: tuple[Decimal, ...] = () if value is None else (value,)
-        unit = ""
-        ratio = re.compile(rf" ?/ ?(?P<second>{_NUM})(?! ?/ ?\d)").match(low, end)
-        if ratio is not None:
-            second = _NUMBER.match(ratio["second"])
-            other = None if second is None else self._of(second, given)
-            values = () if value is None or other is None else (value, other)
-            kind, end, raw = "ratio", ratio.end(), f"{raw}/{ratio['second']}"
-        else:
-            found = _UNIT.match(low, end)
-            first_unit = found.group() if found is not None else ""
-            middle = _RANGE_MIDDLE.match(low, end + len(first_unit)) or _RANGE_MIDDLE.match(low, end)
-            second = None if middle is None else _NUMBER.match(low, middle.end())
-            is_and = middle is not None and middle.group().strip() in ("and", "e")
-            if middle is not None and second is not None and (not is_and or _BETWEEN.search(low[:start])):
-                if not (first_unit and low.startswith(first_unit, end) and middle.start() == end + len(first_unit)):
-                    first_unit = ""
-                other = self._of(second, given)
-                is_glued = re.match(r"[./:]\d|-\d", low[second.end() :]) is not None
-                values = () if value is None or other is None or is_glued else (value, other)
-                kind, end = "range", second.end()
-                raw = re.sub(_RANGE_WORD, "-", low[start:end]).replace(" ", "")
-                unit = unit_id(first_unit) if first_unit else ""
-        found = _UNIT.match(low, end)
-        if found is not None and not (found.group().startswith("-") and low[end + 1 : end + 2].isdigit()):
-            second_unit = unit_id(found.group())
-            if kind == "range" and unit and unit != second_unit:
-                values = ()
-            unit, end = second_unit, found.end()
-        # Digits or letters that hang on the number and are no unit: "1e3", "1'125", "1_000", "1st".
-        tail = re.compile(r"(?:[^\W\d_]+[\w]*|['_^*=:x~][\w.,]*\d[\w.,]*)").match(low, end)
-        if tail is not None and tail.start() == end and not low[end - 1 : end].isspace() and tail.group():
-            if unit and low[first.end() : first.end() + 1] == " ":
-                tail = None
-            else:
-                return (
-                    Mention(kind="code", raw=low[start : tail.end()], start=start, end=tail.end(), group=given.group),
-                    tail.end(),
-                )
-        bound = _COMPARATOR.search(low, max(0, start - 40), start)
-        after = _AFTER_BOUND.match(low[end:])
-        direction = 0 if bound is None else 1 if bound["up"] else -1 if bound["down"] else 0
-        following = re.match(r" ?([a-z]+)", low[end:])
-        return (
-            Mention(
-                kind=kind,
-                raw=raw,
-                start=start,
-                end=end,
-                values=values,
-                unit=unit,
-                is_bound=kind == "number" and (bound is not None or after is not None),
-                direction=direction,
-                following=following[1] if following is not None else "",
-                group=given.group,
-            ),
-            end,
-        )
-
-    def _of(self, match: re.Match[str], given: Given) -> Decimal | None:
-        digits = match["digits"]
-        if given.is_free and _is_ambiguous(digits):
-            return None
-        value = _value(digits, lang=self._lang)
-        return -value if value is not None and match["sign"] == "-" else value
-
     def _named(
-        self, mention: Mention, low: str, names: Sequence[tuple[int, int, frozenset[str]]], given: Given
+        self, mention: Mention, line: _Line, names: Sequence[tuple[int, int, frozenset[str]]], ends: Sequence[int]
     ) -> Mention:
-        """The mention with what it is of: a name close before it, the medicine right behind it, else the nearest."""
-        if mention.kind not in ("number", "range", "ratio") or (not names and not given.about):
+        """The mention with what it is of: a name close before it, the medicine right behind it, else the nearest.
+
+        ``ends``: of the line's sentences.
+        """
+        if mention.kind not in _OF_THINGS:
             return mention
-        before = [row for row in names if row[1] <= mention.start]
-        behind = [row for row in names if row[0] >= mention.end]
-        sentences = [match.end() for match in _SENTENCE.finditer(low)]
-        begin = max((end for end in sentences if end <= mention.start), default=0)
-        finish = min((end for end in sentences if end > mention.end), default=len(low))
-        ids = given.about
-        near = [row for row in before if row[0] >= begin]
-        if near and len(re.findall(r"[a-z0-9]+", low[near[-1][1] : mention.start])) <= _NEAR_WORDS:
-            ids = near[-1][2]
+        low, about = line.low, line.given.about
+        # In the order of the line, and none lies over another.
+        before = behind = None
+        for row in names:
+            if row[1] <= mention.start:
+                before = row
+            elif row[0] >= mention.end:
+                behind = row
+                break
+        begin = max((end for end in ends if end <= mention.start), default=0) if ends else 0
+        finish = min((end for end in ends if end > mention.end), default=len(low)) if ends else len(low)
+        near = before if before is not None and before[0] >= begin else None
+        if behind is not None and behind[0] >= finish:
+            behind = None
+        ids = about
+        if near is not None and len(_WORD.findall(low, near[1], mention.start)) <= _NEAR_WORDS:
+            ids = near[2]
         elif _is_year(mention):
             ids = frozenset()
-        elif behind and mention.unit and behind[0][0] < finish and _OF.match(low[mention.end : behind[0][0]]):
-            ids = behind[0][2]
-        elif near:
-            ids = near[-1][2]
-        elif behind and behind[0][0] < finish and not given.about:
-            ids = behind[0][2]
-        elif before:
-            ids = before[-1][2]
-        return msgspec.structs.replace(mention, names=ids)
+        elif behind is not None and mention.unit and _OF.match(low[mention.end : behind[0]]):
+            ids = behind[2]
+        elif near is not None:
+            ids = near[2]
+        elif behind is not None and not about:
+            ids = behind[2]
+        elif before is not None:
+            ids = before[2]
+        return msgspec.structs.replace(mention, names=ids) if ids else mention
 
 
 def dates_in(text: str) -> frozenset[tuple[int, int, int]]:
     """The whole dates of a text as year, month and day; "05/03/2012" is read as the 5th of March."""
     _, low, _ = _normal(text)
-    found = (_date_values(match["date"]) for match in _SCAN.finditer(low) if match["date"] is not None)
+    if _DATE_SOMEWHERE.search(low) is None:
+        return frozenset()
+    found = (_date_values(match.group()) for match in _SCAN.finditer(low) if match.lastgroup in ("date", "month"))
     return frozenset((int(row[0]), int(row[1]), int(row[2])) for row in found if row and row[0] and row[2])
 
 
@@ -660,50 +828,105 @@ def dates_in(text: str) -> frozenset[tuple[int, int, int]]:
 _REFERENCE = re.compile(r"\[[^\[\]\s]{1,160}[/#][^\[\]\s]{1,160}\]")
 
 
-class NumberLock:
-    """What was given, read once; ``unsupported`` then judges line after line.
+#: Where a number was given: line and place in it; and what it stands for beside itself: "end" of a range, "year" of a
+#: date.
+_Place = tuple[int, int, Literal["", "end", "year"]]
 
-    ``lang`` is the answer's: in Portuguese "1,125" is a little more than one, in English more than a thousand.
+
+class NumberLock:
+    """What was given; ``unsupported`` then judges line after line.
+
+    It is read once, when the first line has a number that must have been given; of a line only what has a number of the
+    judged ones is looked at further. ``lang`` is the answer's: in Portuguese "1,125" is a little more than one, in
+    English more than a thousand.
     """
 
     def __init__(self, given: Iterable[Given], vocabulary: Vocabulary, lang: str) -> None:
         self._reader = _Reader(vocabulary, lang)
-        source = _Reader(vocabulary, "en")
-        self._by_value: dict[tuple[str, tuple[Decimal, ...]], list[Mention]] = {}
-        self._raw: dict[tuple[str, str], list[Mention]] = {}
-        #: Units of the patient's own results by what they are of.
-        self._own: dict[str, set[str]] = {}
-        rows: list[list[Mention]] = []
-        groups: dict[int, set[Moment]] = {}
-        for row in given:
-            mentions = source.read(msgspec.structs.replace(row, text=_REFERENCE.sub(" ", row.text)))
-            rows.append([msgspec.structs.replace(each, is_quoted=row.is_quoted) for each in mentions])
-            groups.setdefault(row.group, set()).update(_moments(mentions))
-        for row_ in rows:
-            for at, mention in enumerate(row_):
-                self._keep(
-                    msgspec.structs.replace(mention, moments=_moments_of(at, row_) or frozenset(groups[mention.group]))
-                )
+        self._source = _Reader(vocabulary, "en")
+        self._unread: Iterable[Given] | None = given
+        self._lines: list[_Line] = []
+        self._given: dict[tuple[int, int], Mention] = {}
+        self._by_value: dict[tuple[str, tuple[Decimal, ...]], list[_Place]] = {}
+        self._raw: dict[tuple[str, str], list[_Place]] = {}
+        #: The dates with what may be said of them: without the year, without the day.
+        self._dates: dict[tuple[Decimal, ...], tuple[tuple[Decimal, ...], ...]] = {}
+        self._groups: dict[int, set[Moment]] = {}
+        #: The numbers that may be the patient's own results, by their unit.
+        self._results: dict[str, list[_Place]] = {}
 
-    def _keep(self, mention: Mention) -> None:
-        if mention.kind == "number" and not mention.is_bound and not mention.is_quoted:
-            for name in mention.names:
-                self._own.setdefault(name, set()).add(mention.unit)
-        self._raw.setdefault((mention.kind, mention.raw), []).append(mention)
-        if not mention.values:
+    def _read_given(self) -> None:
+        if self._unread is None:
             return
-        self._by_value.setdefault((mention.kind, mention.values), []).append(mention)
-        if mention.kind == "range":
-            for value in mention.values:
-                end = msgspec.structs.replace(mention, kind="number", values=(value,), is_bound=True, direction=0)
-                self._by_value.setdefault(("number", (value,)), []).append(end)
-        if mention.kind == "date":
-            year, month, day = mention.values
-            for part in {(Decimal(0), month, day), (year, month, Decimal(0))}:
-                self._by_value.setdefault(("date", part), []).append(mention)
-            if year:
-                alone = msgspec.structs.replace(mention, kind="number", values=(year,), unit="", names=frozenset())
-                self._by_value.setdefault(("number", (year,)), []).append(alone)
+        given, self._unread = self._unread, None
+        for row in given:
+            line = self._source.read(
+                msgspec.structs.replace(row, text=_REFERENCE.sub(" ", row.text)) if "[" in row.text else row
+            )
+            if not line.mentions:
+                continue
+            self._lines.append(line)
+            for at, mention in enumerate(line.mentions):
+                self._keep(mention, len(self._lines) - 1, at, is_quoted=row.is_quoted)
+            self._groups.setdefault(row.group, set()).update(_moments(line.mentions))
+
+    def _keep(self, mention: Mention, line: int, at: int, *, is_quoted: bool) -> None:
+        kind, values = mention.kind, mention.values
+        place: _Place = (line, at, "")
+        if kind == "date":
+            if values and values not in self._dates:
+                year, month, day = values
+                self._dates[values] = ((Decimal(0), month, day), (year, month, Decimal(0)))
+            if values and values[0]:
+                self._by_value.setdefault(("number", values[:1]), []).append((line, at, "year"))
+            return
+        if kind in _OF_THINGS or not values or kind == "label":
+            self._raw.setdefault((kind, mention.raw), []).append(place)
+        if values:
+            self._by_value.setdefault((kind, values), []).append(place)
+            if kind == "range":
+                for value in values:
+                    self._by_value.setdefault(("number", (value,)), []).append((line, at, "end"))
+        if kind == "number" and not mention.is_bound and not is_quoted:
+            self._results.setdefault(mention.unit, []).append(place)
+
+    def _at(self, place: _Place, values: tuple[Decimal, ...] = ()) -> Mention:
+        """What stands there, with what it is of and the dates and times that were given with it.
+
+        ``values``: of a mention that stands for something beside itself.
+        """
+        line, at, role = place
+        mention = self._given.get((line, at))
+        if mention is None:
+            row = self._source.named(self._lines[line])
+            given = self._lines[line].given
+            mention = msgspec.structs.replace(
+                row[at],
+                group=given.group,
+                is_quoted=given.is_quoted,
+                moments=_moments_of(at, row) or frozenset(self._groups[given.group]),
+            )
+            self._given[line, at] = mention
+        if role == "end":
+            return msgspec.structs.replace(mention, kind="number", values=values, is_bound=True, direction=0)
+        if role == "year":
+            return msgspec.structs.replace(mention, kind="number", values=values, unit="", names=frozenset())
+        return mention
+
+    def _with_value(self, value: Decimal) -> list[Mention]:
+        """Every number of this value."""
+        return [self._at(place, (value,)) for place in self._by_value.get(("number", (value,)), ())]
+
+    def _same(self, mention: Mention, places: Iterable[_Place]) -> list[Mention]:
+        """What stands there that bears a mention out."""
+        found = []
+        for place in places:
+            line, at, role = place
+            if _may_be_same(mention, self._lines[line].mentions[at], role):
+                one = self._at(place, mention.values)
+                if _is_same(mention, one):
+                    found.append(one)
+        return found
 
     def unsupported(self, line: str) -> tuple[str, ...]:
         """The numbers of ``line`` that were not given, as normalised text; () where all were.
@@ -712,7 +935,11 @@ class NumberLock:
         """
         if len(line) > MAX_CHARS:
             return ("…",)
-        mentions = self._reader.read(Given(text=line))
+        read = self._reader.read(Given(text=line))
+        if not read.mentions:
+            return ()
+        self._read_given()
+        mentions = self._reader.named(read)
         matches = [self._matches(mention) for mention in mentions]
         wrong = [mention.raw for mention, found in zip(mentions, matches, strict=True) if found is None]
         if not wrong:
@@ -720,45 +947,49 @@ class NumberLock:
         return tuple(wrong)
 
     def _matches(self, mention: Mention) -> list[Mention] | None:
-        """What was given that bears the mention out; None if nothing does, [] where nothing needs to."""
-        if mention.kind == "sign":
-            return self._raw.get(("sign", mention.raw))
-        if mention.kind == "code":
-            return [] if mention.raw in _TERMS else self._raw.get(("code", mention.raw))
-        if mention.kind in ("frequency", "label", "factor"):
-            found = self._by_value.get((mention.kind, mention.values)) if mention.kind == "frequency" else None
-            if mention.kind != "frequency":
-                found = [one for one in self._raw.get((mention.kind, mention.raw), ()) if one.values == mention.values]
-            return found or None
-        if mention.kind in ("date", "time"):
-            return self._by_value.get((mention.kind, mention.values)) if mention.values else None
+        """What was given that bears the mention out; None if nothing does, [] where nobody asks what it was."""
+        kind, key = mention.kind, (mention.kind, mention.values)
+        if kind == "sign":
+            return [] if (kind, mention.raw) in self._raw else None
+        if kind == "code":
+            return [] if mention.raw in _TERMS or (kind, mention.raw) in self._raw else None
+        if kind == "frequency":
+            return [] if key in self._by_value else None
+        if kind in ("label", "factor"):
+            places = self._raw.get((kind, mention.raw), ())
+            same = any(self._lines[line].mentions[at].values == mention.values for line, at, _ in places)
+            return [] if same else None
+        if kind == "date":
+            dates = self._dates
+            return [] if mention.values in dates or any(mention.values in parts for parts in dates.values()) else None
+        if kind == "time":
+            return [] if mention.values and key in self._by_value else None
         if mention.is_word and not mention.unit and mention.values[0] <= _FREE_COUNT:
             return []
+        written = self._raw.get((kind, mention.raw), ())
         if not mention.values:
-            same = self._raw.get((mention.kind, mention.raw), ())
-            return [one for one in same if _is_same(mention, one)] or None
-        found = [one for one in self._by_value.get((mention.kind, mention.values), ()) if _is_same(mention, one)]
-        found += [
-            one for one in self._raw.get((mention.kind, mention.raw), ()) if not one.values and _is_same(mention, one)
-        ]
-        if self._is_result(mention):
+            return self._same(mention, written) or None
+        found = self._same(mention, self._by_value.get(key, ()))
+        found += self._same(
+            mention, [place for place in written if not self._lines[place[0]].mentions[place[1]].values]
+        )
+        if any(one.is_quoted for one in found) and self._is_result(mention):
             found = [one for one in found if not one.is_quoted]
-        if not found and mention.kind == "ratio":
+        if not found and kind == "ratio":
             found = self._pressures(mention)
-        if not found and mention.kind == "range":
+        if not found and kind == "range":
             found = self._course(mention)
         return found or None
 
     def _is_result(self, mention: Mention) -> bool:
         """Whether a number reads as a result of this patient, which no protocol can bear out."""
-        return (
-            mention.kind == "number"
-            and not mention.is_bound
-            and any(
-                mention.unit in units or not mention.unit
-                for name in mention.names
-                if (units := self._own.get(name)) is not None
-            )
+        if mention.kind != "number" or mention.is_bound or not mention.names:
+            return False
+        units = (mention.unit,) if mention.unit else self._results
+        return any(
+            not mention.names.isdisjoint(self._source.named(self._lines[line])[at].names)
+            for unit in units
+            for line, at, _ in self._results.get(unit, ())
         )
 
     def _pressures(self, mention: Mention) -> list[Mention]:
@@ -766,8 +997,8 @@ class NumberLock:
         if mention.unit not in ("", "mmhg") or (mention.names and not mention.names & {"bp", "sbp", "dbp", "map"}):
             return []
         high, low = mention.values
-        above = [one for one in self._by_value.get(("number", (high,)), ()) if "sbp" in one.names and not one.is_bound]
-        below = [one for one in self._by_value.get(("number", (low,)), ()) if "dbp" in one.names and not one.is_bound]
+        above = [one for one in self._with_value(high) if "sbp" in one.names and not one.is_bound]
+        below = [one for one in self._with_value(low) if "dbp" in one.names and not one.is_bound]
         return [one for one in above if any(one.group == other.group or one.moments & other.moments for other in below)]
 
     def _course(self, mention: Mention) -> list[Mention]:
@@ -775,7 +1006,7 @@ class NumberLock:
         ends = []
         for value in mention.values:
             alone = msgspec.structs.replace(mention, kind="number", values=(value,))
-            ends.append([one for one in self._by_value.get(("number", (value,)), ()) if _is_same(alone, one)])
+            ends.append(self._same(alone, self._by_value.get(("number", (value,)), ())))
         pairs = [
             (one, other)
             for one in ends[0]
@@ -846,6 +1077,18 @@ def _is_part(key: Moment, moments: Iterable[Moment]) -> bool:
         for other in moments
         if len(other[1]) == len(values)
     )
+
+
+def _may_be_same(line: Mention, given: Mention, role: str) -> bool:
+    """Whether ``_is_same`` may be true of a given mention as it is read, before anybody knows what it is of.
+
+    Its unit and whether it is a bound stand in it; a bound or a range may yet take the unit of the value before it.
+    """
+    if line.unit and line.unit != given.unit and (given.unit or not (given.is_bound or given.kind == "range")):
+        return False
+    if line.kind != "number" or line.unit in _TIME_UNITS:
+        return True
+    return line.is_bound == (role == "end" or given.is_bound)
 
 
 def _is_same(line: Mention, given: Mention) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from context.budget import estimate_tokens
 from context.compose import Prompt, compose
 from context.layers import Allergy, Layers, Medication, Observation, PatientLayer, Report, versioned
 from context.library.library import Library
+from context.memo import forget, remembered
 from context.text import fold
 from tests.clinical_data import clinical_path
 from tests.vignettes import NOW, layers_of, patient_of, read_vignettes
@@ -82,7 +84,10 @@ def grounds(
 
 
 LIBRARY = Library.load()
-LOCKS = {lang: number_lock(*grounds(lang=lang)) for lang in ("en", "pt")}
+GROUNDS = {lang: grounds(lang=lang) for lang in ("en", "pt")}
+LOCKS = {lang: number_lock(*given_) for lang, given_ in GROUNDS.items()}
+NAMES = st.lists(st.sampled_from(("k", "potassium", "serum", "total", "b+")), min_size=1, max_size=4).map(" ".join)
+IDS = st.frozensets(st.sampled_from("abc"), min_size=1)
 
 
 @pytest.mark.parametrize(
@@ -344,10 +349,12 @@ def test_numbers_a_value_under_another_name_is_found(
 @settings(max_examples=180)
 @given(st.text(max_size=200), st.sampled_from(("en", "pt")))
 def test_numbers_any_text_is_judged(text: str, lang: str) -> None:
-    """No text raises; one without any digit or number word has nothing unsupported."""
+    """No text raises, judged or given; one without any digit or number word has nothing unsupported."""
     found = LOCKS[lang].unsupported(text)
     assert isinstance(found, tuple)
-    assert NumberLock([Given(text=text, is_free=True)], Vocabulary({}), lang).unsupported("no numbers here") == ()
+    lock = NumberLock([Given(text=text, is_free=True)], Vocabulary({}), lang)
+    assert lock.unsupported("no numbers here") == ()
+    assert isinstance(lock.unsupported("12.5 mg and 3 tablets"), tuple)
 
 
 @settings(max_examples=150)
@@ -357,6 +364,99 @@ def test_numbers_a_copy_of_what_was_given_is_read_the_same_way(text: str) -> Non
     lock = NumberLock([Given(text=text)], Vocabulary({}), "pt")
     assume("," not in text)
     assert lock.unsupported(text) == ()
+
+
+@pytest.mark.parametrize("word", ["type", "grade", "classe", "dia", "killip", "aki"])
+@pytest.mark.parametrize("number", ["ii", "IV", " iv", "-3", "2"])
+def test_numbers_of_a_kind_are_read_however_they_hang_on_its_word(word: str, number: str) -> None:
+    """ "GradeIV" is grade 4, as "grade IV" is; another grade is not supported, and nothing raises."""
+    lock = NumberLock([Given(text=f"Patient with {word}{number} today")], Vocabulary({}), "en")
+    assert lock.unsupported(f"{word.capitalize()} {number.strip(' -')} disease") == ()
+    assert lock.unsupported(f"{word}{number} disease") == ()
+    assert lock.unsupported(f"{word} 9 disease") != ()
+
+
+@pytest.mark.parametrize(
+    "bound",
+    ["<", "<=", "> ", "~", "(<", "≥", "below", "less than", "no more than", "max.", "maximum of", "at least:",
+     "abaixo de", "menor do que", "pelo menos", "up to", "lower limit of", "cerca de", "limite superior de", "target",
+     "5ate"],
+)  # fmt: skip
+def test_numbers_behind_a_bound_are_no_result(bound: str) -> None:
+    """However a bound is written, its number is not what was measured."""
+    lock = NumberLock([Given(text="Potassium: 5.3 mmol/L")], Vocabulary({"potassium": frozenset({"k"})}), "en")
+    assert lock.unsupported("Potassium 5.3 mmol/L") == ()
+    assert lock.unsupported("Below, potassium 5.3 mmol/L; the maximum") == ()
+    assert lock.unsupported(f"Potassium {bound} 5.3 mmol/L") != ()
+
+
+# --- read once -----------------------------------------------------------------------------------------------
+
+
+def test_numbers_nothing_that_was_given_is_read_before_a_line_has_a_number() -> None:
+    """Lines without numbers cost nothing; the first with one has everything read, and it is read once."""
+    read = []
+
+    def given_lines() -> Iterator[Given]:
+        for text in ("Potassium: 5.3 mmol/L", "Sodium: 138 mmol/L"):
+            read.append(text)
+            yield Given(text=text)
+
+    lock = NumberLock(given_lines(), Vocabulary({}), "en")
+    assert lock.unsupported("Potassium is high; repeat it soon") == ()
+    assert read == []
+    assert lock.unsupported("Sodium 138 mmol/L") == ()
+    assert lock.unsupported("Sodium 139 mmol/L") == ("139",)
+    assert len(read) == 2
+
+
+JUDGED = (
+    "Potassium 5.3 mmol/L (high), 06:10",
+    "Potassium 5.3 mmol/L at 02:10",
+    "Potassium rose from 4.8 to 5.3 mmol/L",
+    "Potassium fell from 5.3 to 4.8 mmol/L",
+    "Sodium 5.3 mmol/L",
+    "BP 120/80 mmHg",
+    "BP 80/120 mmHg",
+    "Potassium above 5.3 mmol/L",
+    "5 mg over 10 min, then 3 more",
+    "Seen in January 2026, on 15 Jan and in 2026",
+    "Seen on 16 Jan",
+    "QTc 460 ms, V2-V6",
+    "RASS -4 on 0.3 mcg/kg/min",
+)
+
+
+@settings(max_examples=60)
+@given(st.permutations(JUDGED), st.sampled_from(("en", "pt")))
+def test_numbers_a_line_is_judged_the_same_whatever_was_judged_before(lines: list[str], lang: str) -> None:
+    """What one line has made the lock work out changes nothing for the next."""
+    lock = number_lock(*GROUNDS[lang])
+    assert {line: lock.unsupported(line) for line in lines} == {line: LOCKS[lang].unsupported(line) for line in lines}
+
+
+def test_numbers_of_a_record_are_not_remembered() -> None:
+    """Protocols' lines stay, for the next answer; the lines of a record and a model's go with their lock."""
+    forget()
+    lock = NumberLock([Given(text="K: 5.3 and 7 of 9")], Vocabulary({}), "en")
+    assert lock.unsupported("5.3 and 7") == ()
+    assert remembered() == 0
+    lock = NumberLock([Given(text="Give 0.7 at 6 of 9", is_quoted=True)], Vocabulary({}), "en")
+    assert lock.unsupported("Give 0.7 and 6") == ()
+    assert remembered() == 1
+    forget()
+    assert remembered() == 0
+
+
+@given(st.dictionaries(NAMES, IDS, max_size=5), st.lists(st.tuples(NAMES, IDS), max_size=5))
+def test_vocabulary_with_more_names_is_one_of_all_names(
+    names: dict[str, frozenset[str]], more: list[tuple[str, frozenset[str]]]
+) -> None:
+    """Names that are added are found as those that were there, and a name of both says both."""
+    everything = dict(names)
+    for name, ids in more:
+        everything[name] = everything.get(name, frozenset()) | ids
+    assert Vocabulary(names).with_names(more) == Vocabulary(everything)
 
 
 # --- measured ------------------------------------------------------------------------------------------------

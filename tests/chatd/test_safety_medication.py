@@ -12,16 +12,22 @@ from hypothesis import strategies as st
 
 from chatd.safety.medication import (
     TABLE,
+    Checker,
     check,
     drugs_in,
+    drugs_in_folded,
     relevant_allergies,
     relevant_medications,
     skeleton,
 )
 from context.layers import Allergy, Condition, Medication, Observation, PatientLayer
+from context.text import fold
 from tests.clinical_data import clinical_path
 
 NOW = datetime(2026, 1, 15, 8, 0, tzinfo=UTC)
+#: Names as people and records write them.
+WRITTEN = ("Amoxicilina", "ácido acetilsalicílico", "co-trimoxazole", "Lasix 40mg", "a beta-lactam", "ASA III",
+           "contrast", "amiodarone", "haloperidl", "ibuprofen", "K 6.9", "in", "to")  # fmt: skip
 
 
 def patient(
@@ -86,6 +92,26 @@ def found(layer: PatientLayer, question: str = "", proposed: tuple[str, ...] = (
 def test_drugs_in(text: str, expected: list[str]) -> None:
     """English, British, Portuguese and brand names, salts, doses and one typing error give the generic name."""
     assert [drug.id for drug in drugs_in(text)] == expected
+
+
+@given(st.lists(st.one_of(st.text(max_size=12), st.sampled_from(WRITTEN)), max_size=8).map(" ".join))
+def test_drugs_of_a_folded_text_are_those_of_the_text(text: str) -> None:
+    """A text that is folded already names the same medicines at the same places."""
+    assert drugs_in_folded(fold(text)) == drugs_in(text) == drugs_in(fold(text))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(WRITTEN), max_size=3).map(tuple), min_size=1, max_size=4))
+def test_checker_answers_each_time_as_if_asked_first(proposals: list[tuple[str, ...]]) -> None:
+    """What is prepared for one patient and question gives the findings of a check by itself, however often asked."""
+    layer = patient(
+        ("warfarin 5 mg", "spironolactone 25 mg", "Augmentin"), ("penicillin", "shellfish"), ("Acute kidney injury",)
+    )
+    question = "Can he have trimethoprim? Allergic to codeine. Stop warfarin."
+    checker = Checker(layer, question, "pt")
+    for proposed in proposals:
+        assert checker.check(proposed) == check(layer, question, "pt", proposed)
+    assert checker.check() == check(layer, question, "pt")
 
 
 @settings(deadline=None)
