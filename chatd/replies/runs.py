@@ -100,7 +100,7 @@ class Runs:
         self._watch = watch
         self._rests = rests
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="facts")
-        # Of its own: a review takes ten times as long as facts, for which the next doctor waits.
+        # Of its own: a review takes longer than facts, for which the next doctor waits.
         self._review_thread = ThreadPoolExecutor(1, thread_name_prefix="review")
         self._tasks: dict[str, tuple[Run, asyncio.Task[None]]] = {}
         self.on_appended: Appended | None = None
